@@ -59,3 +59,7 @@ class RecipeError(HceError):
 
 class VerificationError(HceError):
     """A result differs from its reference by more than the stated tolerance."""
+
+
+class WriteError(HceError):
+    """A result cannot be written: the disk is full, the folder is missing or not writable. Nothing is half-written."""

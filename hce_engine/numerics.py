@@ -25,8 +25,10 @@ def accumulator_bound(weight: np.ndarray, bias: np.ndarray, input_qmax: int) -> 
 
     Every partial sum, in any order, is bounded by the same value.
     """
-    flat = weight.reshape(weight.shape[0], -1).astype(np.int64)
-    return np.abs(flat).sum(axis=1) * input_qmax + np.abs(bias.astype(np.int64))
+    flat = weight.reshape(weight.shape[0], -1)
+    # Positive and negative parts apart: no wide copy of the weights, so that loading a file stays within its bounds.
+    total = flat.sum(axis=1, where=flat > 0, dtype=np.int64) - flat.sum(axis=1, where=flat < 0, dtype=np.int64)
+    return total * input_qmax + np.abs(bias.astype(np.int64))
 
 
 def _exact_float(bound: int) -> type:
