@@ -1,0 +1,110 @@
+"""Every metric against a case small enough to work out by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hce_engine.errors import InputError
+from hce_engine.training.evaluate import (
+    brier_score,
+    evaluate_logits,
+    expected_calibration_error,
+    member_metrics,
+    negative_log_likelihood,
+    pair_metrics,
+    softmax,
+    wilson_interval,
+)
+
+
+def logits_of(probabilities):
+    return np.log(np.asarray(probabilities, np.float64)).astype(np.float32)
+
+
+def test_wilson_interval_of_eight_right_in_ten():
+    # (p + z^2/2n +- z sqrt(p q / n + z^2 / 4 n^2)) / (1 + z^2/n), with z = 1.96: 0.4902 and 0.9433
+    low, high = wilson_interval(8, 10)
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+
+
+def test_wilson_interval_stays_inside_0_and_1():
+    assert wilson_interval(0, 5)[0] == 0.0
+    low, high = wilson_interval(5, 5)
+    assert high == 1.0 and 0.5 < low < 0.6
+
+
+def test_nll_is_the_mean_of_minus_log_p_true():
+    logits = logits_of([[0.5, 0.5], [0.25, 0.75]])
+    assert negative_log_likelihood(logits, np.array([0, 1])) == pytest.approx(-(math.log(0.5) + math.log(0.75)) / 2, rel=1e-6)
+
+
+def test_nll_of_huge_logits_is_finite():
+    assert negative_log_likelihood(np.array([[1e4, -1e4]], np.float32), np.array([1])) == pytest.approx(2e4)
+
+
+def test_brier_of_two_images():
+    p = np.array([[0.8, 0.2], [0.6, 0.4]])
+    # right at 0.8: 0.04 + 0.04; wrong at 0.6: 0.36 + 0.36
+    assert brier_score(p, np.array([0, 1])) == pytest.approx((0.08 + 0.72) / 2)
+
+
+def test_ece_of_two_bins():
+    # Two images at confidence 0.9, one right: |0.5 - 0.9| * 2/3; one at 0.6, right: |1 - 0.6| * 1/3.
+    p = np.array([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4]])
+    assert expected_calibration_error(p, np.array([0, 0, 0]), bins=15) == pytest.approx(0.4 * 2 / 3 + 0.4 / 3)
+
+
+def test_ece_of_certain_and_right_is_zero():
+    assert expected_calibration_error(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])) == 0.0
+
+
+def test_softmax_rows_sum_to_one_for_extreme_logits():
+    p = softmax(np.array([[1e30, 0, -1e30], [3, 3, 3]], np.float32))
+    np.testing.assert_allclose(p, [[1, 0, 0], [1 / 3] * 3])
+
+
+def one_hot(predictions, classes=3):
+    return np.eye(classes, dtype=np.float32)[np.asarray(predictions)]
+
+
+def test_pair_metrics_of_eight_images():
+    labels = np.zeros(8, np.int64)
+    a = one_hot([0, 0, 0, 0, 1, 1, 1, 2])
+    b = one_hot([0, 0, 0, 1, 0, 1, 2, 2])
+    # wrong in a: 4 5 6 7; in b: 3 5 6 7 -> only a 1, only b 1, both 3, neither 3; predictions differ in 3, 4, 6
+    m = pair_metrics(a, b, labels)
+    assert m["disagreement"] == 3 / 8
+    assert m["double_fault"] == 3 / 8
+    assert m["q_statistic"] == (3 * 3 - 1 * 1) / (3 * 3 + 1 * 1)
+    assert m["errors"] == {"only_first": 1, "only_second": 1, "both": 3, "either": 5}
+    assert m["error_overlap"] == 3 / 5
+
+
+def test_pair_metrics_without_errors_are_undefined_not_nan():
+    m = pair_metrics(one_hot([0, 1]), one_hot([0, 1]), np.array([0, 1]))
+    assert m["q_statistic"] is None and m["error_overlap"] is None and m["disagreement"] == 0.0
+
+
+def test_ensemble_is_the_mean_of_the_voters_only():
+    labels = np.array([0, 1])
+    q = np.array([[3.0, 0.0], [2.0, 1.0]], np.float32)
+    s = np.array([[0.0, 1.0], [0.0, 3.0]], np.float32)
+    o = np.array([[0.0, 9.0], [9.0, 0.0]], np.float32)
+    result = evaluate_logits({"q": q, "s": s, "o": o}, labels, voters=["q", "s"])
+    assert result["correct"] == {"q": 1, "s": 1, "o": 0, "ensemble": 2}
+    assert result["accuracy"]["ensemble"] == 1.0 and result["total"] == 2
+    assert list(result["pairs"]) == ["q-s"]
+    json.dumps(result, allow_nan=False)
+
+
+def test_nan_logits_are_wrong_and_leave_json_valid():
+    logits = np.array([[np.nan, np.nan], [1.0, 0.0]], np.float32)
+    m = member_metrics(logits, np.array([0, 0]))
+    assert m["correct"] == 1 and m["nll"] is None
+    json.dumps(m, allow_nan=False)
+
+
+def test_lengths_that_differ_are_refused():
+    with pytest.raises(InputError, match="3 rows"):
+        evaluate_logits({"q": np.zeros((2, 4), np.float32)}, np.zeros(3, np.int64))

@@ -1,0 +1,61 @@
+"""Recipes: what ships is valid, and what is wrong is named."""
+
+import pytest
+from hce_engine.errors import RecipeError
+from hce_engine.training.recipe import available, load_recipe, parse
+
+MINIMAL = {"arch": "resnet20", "o": {"epochs": 1, "lr": 0.1}, "q": {"epochs": 1, "lr": 0.1}, "s": {"epochs": 1, "lr": 0.1}}
+
+
+def changed(section, **values):
+    return {**MINIMAL, section: {**MINIMAL.get(section, {}), **values}}
+
+
+@pytest.mark.parametrize("name", available())
+def test_shipped_recipes_load_by_name(name):
+    recipe = load_recipe(name)
+    assert recipe == load_recipe(f"{name}.toml")
+    assert recipe.name == name and 0 < recipe.s.flops_ratio <= 0.568
+
+
+def test_the_recipes_that_must_ship():
+    assert {"quickstart-digits", "hce-resnet20-cifar10", "hce-resnet20-cifar10-short", "hce-resnet56-cifar10"} <= set(available())
+    assert load_recipe("hce-resnet20-cifar10-short").checkpoint_required
+
+
+def test_whole_numbers_serve_as_floats_and_the_digest_does_not_mind():
+    a, b = parse(changed("o", lr=1), "x"), parse(changed("o", lr=1.0), "x")
+    assert a == b and a.digest == b.digest and a.digest != parse(changed("o", lr=2), "x").digest
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**MINIMAL, "speed": 1}, "'speed'"),
+        (changed("q", weight_bits=9), "q.weight_bits 2 to 8, got 9"),
+        (changed("q", weight_bits=4.0), "q.weight_bits as int"),
+        (changed("o", epochs=True), "o.epochs as int"),
+        (changed("o", lr=float("nan")), "finite"),
+        (changed("o", lr=-1), "o.lr above 0"),
+        (changed("o", leraning_rate=1), "'leraning_rate'"),
+        (changed("s", flops_ratio=56.8), "s.flops_ratio between 0 and 1"),
+        (changed("objective", reading="V9"), "one of V1, V3, V4, V5, kd"),
+        (changed("objective", w_ce=0, w_diff=0), "both 0"),
+        (changed("q", epochs=0), "frozen_norm_epochs"),
+        ({k: v for k, v in MINIMAL.items() if k != "arch"}, "expected arch"),
+        ({k: v for k, v in MINIMAL.items() if k != "s"}, "expected s.epochs"),
+        ({**MINIMAL, "o": 3}, r"\[o\] as a table"),
+    ],
+)
+def test_what_is_wrong_is_named(values, message):
+    with pytest.raises(RecipeError, match=message):
+        parse(values, "x")
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    with pytest.raises(RecipeError, match="one of .*quickstart-digits"):
+        load_recipe(tmp_path / "missing.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("arch = [")
+    with pytest.raises(RecipeError, match="expected TOML"):
+        load_recipe(broken)

@@ -1,0 +1,127 @@
+"""How good a member or an ensemble is, and how differently two members err. Plain numpy on logits.
+
+Logits are float ``(N, classes)``, labels integer ``(N,)``. Fractions are in 0..1; logarithms are natural.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from hce_engine.backends.reference import mean_logits
+from hce_engine.errors import InputError
+
+Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """float64 probabilities ``(N, classes)``."""
+    z = logits.astype(np.float64)
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
+    """Confidence interval of a proportion (Wilson 1927), sound near 0 and 1 where the normal one is not."""
+    p, zz = correct / total, z * z
+    centre = (p + zz / (2 * total)) / (1 + zz / total)
+    half = z / (1 + zz / total) * math.sqrt(p * (1 - p) / total + zz / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
+    z = logits.astype(np.float64)
+    top = z.max(axis=1)
+    log_sum = top + np.log(np.exp(z - top[:, None]).sum(axis=1))
+    return float((log_sum - z[np.arange(len(z)), labels]).mean())
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """sum over bins of (share of images) * |accuracy - mean confidence|; equal-width bins (a, b] of the top probability."""
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(index, weights=right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over images of the squared distance between the probabilities and the one-hot label (0 best, 2 worst)."""
+    p_true = probabilities[np.arange(len(labels)), labels]
+    return float(((probabilities**2).sum(axis=1) - 2 * p_true + 1).mean())
+
+
+def member_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """accuracy, correct, interval (95 %, Wilson), nll, ece (15 bins), brier of one set of logits.
+
+    An image whose logits hold NaN counts as wrong; then nll, ece and brier are None, for JSON has no NaN.
+    """
+    finite = np.isfinite(logits).all(axis=1)
+    correct = int(((logits.argmax(axis=1) == labels) & finite).sum())
+    low, high = wilson_interval(correct, len(labels))
+    metrics: dict[str, Any] = {"accuracy": correct / len(labels), "correct": correct, "interval": [low, high],
+                               "nll": None, "ece": None, "brier": None}
+    if finite.all():
+        p = softmax(logits)
+        metrics.update(
+            nll=negative_log_likelihood(logits, labels), ece=expected_calibration_error(p, labels),
+            brier=brier_score(p, labels),
+        )
+    return metrics
+
+
+def pair_metrics(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """How two members differ; ``a`` and ``b`` are logits.
+
+    disagreement: share of images with different predictions.  double_fault: share where both are wrong.
+    q_statistic: Yule's Q = (n11 n00 - n10 n01) / (n11 n00 + n10 n01), 1 same errors, 0 independent, -1 opposite;
+    None where it is undefined (0 / 0).  errors: counts of images wrong only in a, only in b, in both, in either.
+    error_overlap: both / either, the share of a Venn diagram's union (None without any error).
+    """
+    predicted_a, predicted_b = a.argmax(axis=1), b.argmax(axis=1)
+    wrong_a, wrong_b = predicted_a != labels, predicted_b != labels
+    only_a, only_b = int((wrong_a & ~wrong_b).sum()), int((wrong_b & ~wrong_a).sum())
+    both, neither = int((wrong_a & wrong_b).sum()), int((~wrong_a & ~wrong_b).sum())
+    union, denominator = only_a + only_b + both, neither * both + only_a * only_b
+    return {
+        "disagreement": float((predicted_a != predicted_b).mean()),
+        "double_fault": both / len(labels),
+        "q_statistic": (neither * both - only_a * only_b) / denominator if denominator else None,
+        "errors": {"only_first": only_a, "only_second": only_b, "both": both, "either": union},
+        "error_overlap": both / union if union else None,
+    }
+
+
+def evaluate_logits(
+    logits: Mapping[str, np.ndarray], labels: np.ndarray, voters: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Everything at once, as JSON values.
+
+    logits: per member float ``(N, classes)``; ``ensemble`` is added as the mean of ``voters`` (default: all members
+    given) unless present. Returns ``{total, accuracy {member: fraction}, correct {member: count}, members {member:
+    member_metrics}, pairs {"a-b": pair_metrics}}`` with ``ensemble`` among the members and the voters in pairs.
+    Raises InputError when there is nothing to evaluate or the lengths differ.
+    """
+    labels = np.asarray(labels)
+    names = list(voters) if voters is not None else [n for n in logits if n != "ensemble"]
+    if not len(labels) or not names:
+        raise InputError("evaluation", expected="at least one image and one member", got=f"{len(labels)} and {len(names)}",
+                         fix="pass labelled images")
+    for name, z in logits.items():
+        if len(z) != len(labels):
+            raise InputError("evaluation", expected=f"{len(labels)} rows of logits", got=f"{len(z)} for {name!r}",
+                             fix="evaluate all members on the same images")
+    every = dict(logits)
+    every.setdefault("ensemble", mean_logits([logits[n] for n in names]))
+    members = {name: member_metrics(z, labels) for name, z in every.items()}
+    return {
+        "total": len(labels),
+        "accuracy": {name: m["accuracy"] for name, m in members.items()},
+        "correct": {name: m["correct"] for name, m in members.items()},
+        "members": members,
+        "pairs": {f"{a}-{b}": pair_metrics(logits[a], logits[b], labels) for a, b in combinations(names, 2)},
+    }
