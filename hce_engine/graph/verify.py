@@ -136,6 +136,14 @@ def _check_attrs(node: Node) -> None:
                 raise _fail(node, f"{key} of shape {node.params['weight'].shape[:1]}", str(node.params[key].shape))
 
 
+def _check_image_edges(node: Node, image: str, inputs: list[TensorSpec]) -> None:
+    """What only the image may feed, and the padding that only the image may have."""
+    if node.op in ("normalize", "quantize_input") and node.inputs[0] != image:
+        raise _fail(node, "the input node as operand", f"%{node.inputs[0]}")
+    if "pad_code" in node.attrs and node.inputs[0] != image and set(node.attrs["pad_code"]) != {inputs[0].zero_point}:
+        raise _fail(node, f"the zero point {inputs[0].zero_point} as pad code", str(node.attrs["pad_code"])[:80])
+
+
 def _check_codes(node: Node, inputs: list[TensorSpec]) -> None:
     """Code ranges, and the proof that no accumulator of a quantized node overflows."""
     attrs, spec = node.attrs, node.spec
@@ -205,6 +213,7 @@ def verify(graph: Graph) -> Graph:
                 raise _fail(node, "an input node first", node.op)
             _check_output(node, inputs)
         _check_codes(node, inputs)
+        _check_image_edges(node, graph.nodes[0].name, inputs)
         seen[node.name] = node.spec
     if not graph.members:
         raise _fail("graph", "at least one member", "none")

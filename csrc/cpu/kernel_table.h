@@ -1,0 +1,43 @@
+// One row per instruction set: every kernel of the CPU back end. Adding a kernel here makes the program able to call it;
+// the tests run every table that the machine supports over the same cases.
+#pragma once
+#include "lanes.h"
+#include "lines.h"
+
+namespace hce {
+
+struct KernelTable {
+  const char* isa;
+  int channels_f32;  // largest ConvBlock.count of the direct float kernel
+  void (*conv_u8)(const ConvU8Args&);
+  void (*conv_f32)(const ConvF32Args&);
+  void (*winograd_f32)(const WinogradArgs&);
+  void (*load_codes)(const LoadCodesArgs&);
+  void (*load_normalized)(const LoadNormalizedArgs&);
+  void (*load_quantized)(const LoadQuantizedArgs&);
+  void (*halo)(const HaloArgs&);
+  void (*fill)(const FillArgs&);
+  void (*max_pool_f32)(const PoolArgs&);
+  void (*max_pool_u8)(const PoolArgs&);
+  void (*avg_pool_f32)(const PoolArgs&);
+  void (*avg_pool_u8)(const PoolArgs&);
+  void (*add_f32)(const AddF32Args&);
+  void (*add_u8)(const AddU8Args&);
+  void (*recode_u8)(const RecodeArgs&);
+  void (*copy)(const CopyArgs&);
+  void (*store_logits)(const StoreLogitsArgs&);
+  void (*unpack_s4)(const uint8_t*, int8_t*, int64_t);
+  void (*unpack_s3)(const uint8_t*, int8_t*, int64_t);
+};
+
+namespace portable {
+extern const KernelTable kKernels;
+}
+namespace avx2 {
+extern const KernelTable kKernels;
+}
+namespace avx512vnni {
+extern const KernelTable kKernels;
+}
+
+}  // namespace hce

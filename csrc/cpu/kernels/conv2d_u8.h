@@ -1,0 +1,115 @@
+// Direct convolution of codes on 16 images in lanes; contract in lanes.h (ConvU8Args).
+//
+// Register block: P adjacent output pixels x 4 output channels. Per tap and input unit, P loads and 4 broadcasts feed
+// 4 P four-way dot products. The 4 channels of a block become one 64-byte line of the output: shifted and or-ed, they
+// already are the next layer's layout.
+#pragma once
+#include "../lanes.h"
+
+namespace hce::kernels {
+
+template <class S>
+inline typename S::I Recoded(typename S::I codes, const Recode& r) {
+  auto v = S::MulI(S::SubI(codes, S::SetI(r.zero_point_in)), S::SetI(r.k));
+  v = S::AddI(S::template ShiftRightSigned<16>(S::AddI(v, S::SetI(1 << 15))), S::SetI(r.zero_point));
+  return S::MinI(S::MaxI(v, S::SetI(r.qmin)), S::SetI(r.qmax));
+}
+
+template <class S>
+inline typename S::I PackFour(const typename S::I (&c)[4]) {
+  return S::OrI(S::OrI(c[0], S::template ShiftLeft<8>(c[1])),
+                S::OrI(S::template ShiftLeft<16>(c[2]), S::template ShiftLeft<24>(c[3])));
+}
+
+template <class S, int P, bool kPairsFit>
+inline void ConvU8Block(const ConvU8Args& a, const ConvBlock& b, int i, int j, int lane) {
+  using I = typename S::I;
+  const ConvGeometry& g = a.geometry;
+  I acc[P][4];
+  for (int o = 0; o < 4; ++o) {
+    const I bias = S::SetI(a.bias[b.channel + o]);
+    for (int p = 0; p < P; ++p) acc[p][o] = bias;
+  }
+  const int64_t step = g.stride_w * a.x.pixel;
+  const int8_t* w = a.weight + b.weight;
+  for (int kh = 0; kh < g.kernel_h; ++kh) {
+    for (int kw = 0; kw < g.kernel_w; ++kw) {
+      const uint8_t* x = a.x.data + (int64_t{i} * g.stride_h + kh * g.dilation_h) * a.x.row +
+                         (int64_t{j} * g.stride_w + kw * g.dilation_w) * a.x.pixel + b.line * kLineBytes + lane * 4;
+      for (int u = 0; u < b.lines; ++u, x += kLineBytes, w += 16) {
+        I in[P];
+        for (int p = 0; p < P; ++p) in[p] = S::LoadI(x + p * step);
+#pragma GCC unroll 4
+        for (int o = 0; o < 4; ++o) {
+          const I weight = S::Broadcast4(w + 4 * o);
+#pragma GCC unroll 8
+          for (int p = 0; p < P; ++p) acc[p][o] = S::template Dot4<kPairsFit>(acc[p][o], in[p], weight);
+        }
+      }
+    }
+  }
+  if (a.logits) {
+    for (int o = 0; o < 4 && o < b.count; ++o) {
+      const auto v = S::Mul(S::ToFloat(acc[0][o]), S::Set(a.multiplier[b.channel + o]));
+      S::Store(a.logits + (b.channel + o) * kTile + lane, S::Add(v, S::Set(a.offset[b.channel + o])));
+    }
+    return;
+  }
+  const int64_t line = (b.channel / 4) * kLineBytes + lane * 4;
+  const auto low = S::Set(a.range.low), high = S::Set(a.range.high);
+  const I zero_point = S::SetI(a.range.zero_point);
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) {
+    I residual = S::ZeroI();
+    if (a.residual.data) residual = S::LoadI(a.residual.data + i * a.residual.row + (j + p) * a.residual.pixel + line);
+    I codes[4];
+#pragma GCC unroll 4
+    for (int o = 0; o < 4; ++o) {
+      auto v = S::Mul(S::ToFloat(acc[p][o]), S::Set(a.multiplier[b.channel + o]));
+      if (a.residual.data) {
+        const I r = S::SubI(S::AndI(residual, S::SetI(0xff)), S::SetI(a.residual_zero_point));
+        v = S::Add(v, S::Mul(S::ToFloat(r), S::Set(a.residual_multiplier)));
+        residual = S::template ShiftRight<8>(residual);
+      }
+      codes[o] = S::AddI(S::Round(S::Clamp(v, low, high)), zero_point);
+    }
+    if (a.y.data) S::StoreI(a.y.data + i * a.y.row + (j + p) * a.y.pixel + line, PackFour<S>(codes));
+    if (a.y2.data) {
+      for (int o = 0; o < 4; ++o) codes[o] = Recoded<S>(codes[o], a.recode);
+      S::StoreI(a.y2.data + i * a.y2.row + (j + p) * a.y2.pixel + line, PackFour<S>(codes));
+    }
+  }
+}
+
+template <class S, bool kPairsFit, int P>
+inline void ConvU8Pixels(const ConvU8Args& a, int i, int j, int lane) {
+  for (int b = 0; b < a.geometry.block_count; ++b)
+    ConvU8Block<S, P, kPairsFit>(a, a.geometry.blocks[b], i, j, lane);
+}
+
+template <class S, bool kPairsFit>
+inline void ConvU8Rows(const ConvU8Args& a) {
+  const int segments = (a.geometry.out_w + S::kPixelsU8 - 1) / S::kPixelsU8;
+  for (int lane = 0; lane < kTile; lane += S::kLanes)
+    for (int i = 0; i < a.geometry.out_h; ++i)
+      for (int s = 0; s < segments; ++s) {
+        // Even segments instead of full ones and a short tail: 7 pixels are 4 + 3, 14 are 4 + 4 + 3 + 3.
+        const int j = s * a.geometry.out_w / segments;
+        switch ((s + 1) * a.geometry.out_w / segments - j) {
+          case 1: ConvU8Pixels<S, kPairsFit, 1>(a, i, j, lane); break;
+          case 2: ConvU8Pixels<S, kPairsFit, 2>(a, i, j, lane); break;
+          case 3: ConvU8Pixels<S, kPairsFit, S::kPixelsU8 < 3 ? 1 : 3>(a, i, j, lane); break;
+          default: ConvU8Pixels<S, kPairsFit, S::kPixelsU8 < 4 ? 1 : 4>(a, i, j, lane); break;
+        }
+      }
+}
+
+template <class S>
+void ConvU8(const ConvU8Args& a) {
+  if (a.pairs_fit)
+    ConvU8Rows<S, true>(a);
+  else
+    ConvU8Rows<S, false>(a);
+}
+
+}  // namespace hce::kernels

@@ -1,0 +1,219 @@
+// Kernels on whole lines: halos, pooling, element-wise operations, copies. Contracts in ../lines.h. The loops are plain:
+// a line is 16 floats or 64 codes, and the compiler vectorizes them for the instruction set of each translation unit.
+#pragma once
+#include "../lines.h"
+#include "conv2d_u8.h"
+
+namespace hce::kernels {
+
+template <class S>
+inline void FillPixels(uint8_t* y, int64_t pixels, int64_t pixel_bytes, const uint32_t* pattern) {
+  const int lines = static_cast<int>(pixel_bytes / kLineBytes);
+  for (int64_t p = 0; p < pixels; ++p)
+    for (int l = 0; l < lines; ++l, y += kLineBytes) {
+      const auto v = S::SetI(static_cast<int32_t>(pattern[l]));
+      for (int n = 0; n < kTile; n += S::kLanes) S::StoreI(y + n * 4, v);
+    }
+}
+
+template <class S>
+void Halo(const HaloArgs& a) {
+  const int64_t width = a.left + a.extent.w + a.right;
+  uint8_t* corner = a.y.data - a.top * a.y.row - a.left * a.y.pixel;
+  for (int i = 0; i < a.top; ++i) FillPixels<S>(corner + i * a.y.row, width, a.y.pixel, a.pattern);
+  for (int i = 0; i < a.extent.h; ++i) {
+    uint8_t* row = a.y.data + i * a.y.row;
+    FillPixels<S>(row - a.left * a.y.pixel, a.left, a.y.pixel, a.pattern);
+    FillPixels<S>(row + a.extent.w * a.y.pixel, a.right, a.y.pixel, a.pattern);
+  }
+  for (int i = 0; i < a.bottom; ++i)
+    FillPixels<S>(corner + (a.top + a.extent.h + i) * a.y.row, width, a.y.pixel, a.pattern);
+}
+
+template <class S>
+void Fill(const FillArgs& a) {
+  for (int i = 0; i < a.extent.h; ++i) FillPixels<S>(a.y.data + i * a.y.row, a.extent.w, a.y.pixel, a.pattern);
+}
+
+// The part of a pooling window that lies inside the map.
+struct Window {
+  int row, row_end, column, column_end;
+};
+
+template <class S>
+inline Window PoolWindow(const PoolArgs& a, int i, int j) {
+  const int r = i * a.stride_h - a.pad_h, c = j * a.stride_w - a.pad_w;
+  return {r < 0 ? 0 : r, r + a.kernel_h > a.in_h ? a.in_h : r + a.kernel_h,
+          c < 0 ? 0 : c, c + a.kernel_w > a.in_w ? a.in_w : c + a.kernel_w};
+}
+
+template <class S>
+void MaxPoolF32(const PoolArgs& a) {
+  for (int i = 0; i < a.out.h; ++i)
+    for (int j = 0; j < a.out.w; ++j) {
+      const Window w = PoolWindow<S>(a, i, j);
+      for (int l = 0; l < a.out.lines; ++l) {
+        float best[kTile];
+        for (int n = 0; n < kTile; ++n) best[n] = -__builtin_inff();
+        for (int r = w.row; r < w.row_end; ++r)
+          for (int c = w.column; c < w.column_end; ++c) {
+            const float* x = reinterpret_cast<const float*>(a.x.data + r * a.x.row + c * a.x.pixel + l * kLineBytes);
+            // A NaN, once seen, stays: x > NaN is false, and x != x catches a new one.
+            for (int n = 0; n < kTile; ++n) best[n] = (x[n] > best[n] || x[n] != x[n]) ? x[n] : best[n];
+          }
+        float* y = reinterpret_cast<float*>(a.y.data + i * a.y.row + j * a.y.pixel + l * kLineBytes);
+        for (int n = 0; n < kTile; ++n) y[n] = best[n];
+      }
+    }
+}
+
+template <class S>
+void MaxPoolU8(const PoolArgs& a) {
+  for (int i = 0; i < a.out.h; ++i)
+    for (int j = 0; j < a.out.w; ++j) {
+      const Window w = PoolWindow<S>(a, i, j);
+      for (int l = 0; l < a.out.lines; ++l) {
+        uint8_t best[kLineBytes] = {};
+        for (int r = w.row; r < w.row_end; ++r)
+          for (int c = w.column; c < w.column_end; ++c) {
+            const uint8_t* x = a.x.data + r * a.x.row + c * a.x.pixel + l * kLineBytes;
+            for (int n = 0; n < kLineBytes; ++n) best[n] = x[n] > best[n] ? x[n] : best[n];
+          }
+        __builtin_memcpy(a.y.data + i * a.y.row + j * a.y.pixel + l * kLineBytes, best, kLineBytes);
+      }
+    }
+}
+
+template <class S>
+void AvgPoolF32(const PoolArgs& a) {
+  for (int i = 0; i < a.out.h; ++i)
+    for (int j = 0; j < a.out.w; ++j) {
+      const Window w = PoolWindow<S>(a, i, j);
+      const int inside = (w.row_end - w.row) * (w.column_end - w.column);
+      const float count = static_cast<float>(a.count_include_pad ? a.kernel_h * a.kernel_w : inside);
+      for (int l = 0; l < a.out.lines; ++l) {
+        float sum[kTile] = {};
+        for (int r = w.row; r < w.row_end; ++r)
+          for (int c = w.column; c < w.column_end; ++c) {
+            const float* x = reinterpret_cast<const float*>(a.x.data + r * a.x.row + c * a.x.pixel + l * kLineBytes);
+            for (int n = 0; n < kTile; ++n) sum[n] += x[n];
+          }
+        float* y = reinterpret_cast<float*>(a.y.data + i * a.y.row + j * a.y.pixel + l * kLineBytes);
+        for (int n = 0; n < kTile; ++n) y[n] = sum[n] / count;
+      }
+    }
+}
+
+template <class S>
+inline typename S::F Scaled(typename S::I v, float multiplier) {
+  return S::Mul(S::ToFloat(v), S::Set(multiplier));
+}
+
+template <class S>
+void AvgPoolU8(const PoolArgs& a) {
+  alignas(64) int32_t sum[4][kTile];
+  const auto low = S::Set(a.range.low), high = S::Set(a.range.high);
+  for (int i = 0; i < a.out.h; ++i)
+    for (int j = 0; j < a.out.w; ++j) {
+      const Window w = PoolWindow<S>(a, i, j);
+      const int zero = a.zero_point_in * (w.row_end - w.row) * (w.column_end - w.column);
+      for (int l = 0; l < a.out.lines; ++l) {
+        for (auto& channel : sum)
+          for (int n = 0; n < kTile; ++n) channel[n] = -zero;
+        for (int r = w.row; r < w.row_end; ++r)
+          for (int c = w.column; c < w.column_end; ++c) {
+            const uint8_t* x = a.x.data + r * a.x.row + c * a.x.pixel + l * kLineBytes;
+            for (int lane = 0; lane < kTile; lane += S::kLanes) {
+              auto v = S::LoadI(x + lane * 4);
+              for (int k = 0; k < 4; ++k) {
+                S::StoreI(&sum[k][lane], S::AddI(S::LoadI(&sum[k][lane]), S::AndI(v, S::SetI(0xff))));
+                v = S::template ShiftRight<8>(v);
+              }
+            }
+          }
+        uint8_t* y = a.y.data + i * a.y.row + j * a.y.pixel + l * kLineBytes;
+        for (int lane = 0; lane < kTile; lane += S::kLanes) {
+          typename S::I codes[4];
+          for (int k = 0; k < 4; ++k)
+            codes[k] = S::AddI(S::Round(S::Clamp(Scaled<S>(S::LoadI(&sum[k][lane]), a.multiplier), low, high)),
+                               S::SetI(a.range.zero_point));
+          S::StoreI(y + lane * 4, PackFour<S>(codes));
+        }
+      }
+    }
+}
+
+template <class S>
+void AddF32(const AddF32Args& a) {
+  const auto low = S::Set(a.low), high = S::Set(a.high);
+  for (int i = 0; i < a.extent.h; ++i)
+    for (int j = 0; j < a.extent.w; ++j)
+      for (int n = 0; n < a.extent.lines * kTile; n += S::kLanes) {
+        auto v = S::Load(reinterpret_cast<const float*>(a.a.data + i * a.a.row + j * a.a.pixel) + n);
+        if (a.b.data) v = S::Add(v, S::Load(reinterpret_cast<const float*>(a.b.data + i * a.b.row + j * a.b.pixel) + n));
+        S::Store(reinterpret_cast<float*>(a.y.data + i * a.y.row + j * a.y.pixel) + n, S::Clamp(v, low, high));
+      }
+}
+
+template <class S>
+void AddU8(const AddU8Args& a) {
+  const auto low = S::Set(a.range.low), high = S::Set(a.range.high);
+  const auto mask = S::SetI(0xff);
+  for (int i = 0; i < a.extent.h; ++i)
+    for (int j = 0; j < a.extent.w; ++j)
+      for (int64_t n = 0; n < a.extent.lines * kLineBytes; n += S::kLanes * 4) {
+        auto va = S::LoadI(a.a.data + i * a.a.row + j * a.a.pixel + n);
+        auto vb = S::LoadI(a.b.data + i * a.b.row + j * a.b.pixel + n);
+        typename S::I codes[4];
+        for (int k = 0; k < 4; ++k) {
+          const auto ra = S::SubI(S::AndI(va, mask), S::SetI(a.zero_point_a));
+          const auto rb = S::SubI(S::AndI(vb, mask), S::SetI(a.zero_point_b));
+          const auto v = S::Add(Scaled<S>(ra, a.multiplier_a), Scaled<S>(rb, a.multiplier_b));
+          codes[k] = S::AddI(S::Round(S::Clamp(v, low, high)), S::SetI(a.range.zero_point));
+          va = S::template ShiftRight<8>(va);
+          vb = S::template ShiftRight<8>(vb);
+        }
+        S::StoreI(a.y.data + i * a.y.row + j * a.y.pixel + n, PackFour<S>(codes));
+      }
+}
+
+template <class S>
+void RecodeU8(const RecodeArgs& a) {
+  for (int i = 0; i < a.extent.h; ++i)
+    for (int j = 0; j < a.extent.w; ++j)
+      for (int64_t n = 0; n < a.extent.lines * kLineBytes; n += S::kLanes * 4) {
+        auto v = S::LoadI(a.x.data + i * a.x.row + j * a.x.pixel + n);
+        typename S::I codes[4];
+        for (int k = 0; k < 4; ++k) {
+          codes[k] = Recoded<S>(S::AndI(v, S::SetI(0xff)), a.recode);
+          v = S::template ShiftRight<8>(v);
+        }
+        S::StoreI(a.y.data + i * a.y.row + j * a.y.pixel + n, PackFour<S>(codes));
+      }
+}
+
+template <class S>
+void Copy(const CopyArgs& a) {
+  // Whole lines where the channels of a unit stay together, else channel by channel.
+  const bool lines = !a.codes || (a.channel_step == 1 && a.channel_to % 4 == 0 && a.channels % 4 == 0);
+  const int per_line = a.codes ? 4 : 1;
+  for (int i = 0; i < a.out_h; ++i)
+    for (int j = 0; j < a.out_w; ++j) {
+      const uint8_t* x = a.x.data + (a.row_start + int64_t{i} * a.row_step) * a.x.row +
+                         (a.column_start + int64_t{j} * a.column_step) * a.x.pixel;
+      uint8_t* y = a.y.data + i * a.y.row + j * a.y.pixel;
+      if (lines) {
+        for (int c = 0; c < a.channels; c += per_line)
+          __builtin_memcpy(y + (a.channel_to + int64_t{c} * a.channel_step) / per_line * kLineBytes,
+                           x + c / per_line * kLineBytes, kLineBytes);
+      } else {
+        for (int c = 0; c < a.channels; ++c) {
+          const int64_t to = a.channel_to + int64_t{c} * a.channel_step;
+          for (int n = 0; n < kTile; ++n)
+            y[to / 4 * kLineBytes + n * 4 + to % 4] = x[c / 4 * kLineBytes + n * 4 + c % 4];
+        }
+      }
+    }
+}
+
+}  // namespace hce::kernels

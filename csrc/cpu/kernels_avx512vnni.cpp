@@ -1,0 +1,19 @@
+// The kernels compiled for avx512vnni. Nothing from the standard library's templates may be instantiated here: the linker
+// could keep this unit's copy for the whole program, and older processors would meet its instructions.
+#if defined(__x86_64__)
+#include "kernel_table.h"
+#include "kernels/conv2d_f32.h"
+#include "kernels/conv2d_u8.h"
+#include "kernels/images.h"
+#include "kernels/lines.h"
+#include "kernels/unpack.h"
+#include "kernels/winograd_f32.h"
+#include "simd/avx512.h"
+
+namespace hce::avx512vnni {
+namespace {
+constexpr const char* kIsa = "avx512vnni";
+}
+#include "kernels/table.inc"
+}  // namespace hce::avx512vnni
+#endif

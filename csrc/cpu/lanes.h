@@ -1,0 +1,109 @@
+// The images-in-lanes layout: sixteen images go through the network together, one per SIMD lane.
+//
+//   codes    [row][pixel][unit][16 images][4 channels] uint8; a unit is 4 channels; channels are padded up to a unit
+//   float32  [row][pixel][channel][16 images]
+//
+// so one (pixel, unit) and one (pixel, channel) are both 64 bytes: one cache line, one AVX-512 register. A channel count
+// of 9 costs 9 in float32 and 12 in codes, never 16. Around the pixels lies a halo that holds the padding value.
+#pragma once
+#include <cstdint>
+
+namespace hce {
+
+constexpr int kTile = 16;         // images per tile
+constexpr int64_t kLineBytes = 64;  // bytes of one unit of codes, or of one channel of float32
+
+// Weights of one block of output channels, contiguous at `weight` elements from the start of the layer's weights.
+//   float32: [kernel_h][kernel_w][line][count], a line is one input channel
+//   codes:   [kernel_h][kernel_w][line][count][4], a line is one unit of 4 input channels; count is 4
+// Grouped and depthwise layers differ only in the lines a block reads.
+struct ConvBlock {
+  int32_t channel;  // first output channel
+  int32_t count;    // output channels in this block
+  int32_t line;     // first input line
+  int32_t lines;    // input lines
+  int64_t weight;
+};
+
+// Pixels of a convolution. `x` points at the input pixel of tap (0, 0) of output pixel (0, 0), which may lie in the halo.
+struct ConvGeometry {
+  int32_t out_h, out_w;
+  int32_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
+  const ConvBlock* blocks;
+  int32_t block_count;
+};
+
+struct ConstView {  // strides in bytes
+  const uint8_t* data;
+  int64_t row, pixel;
+};
+
+struct View {
+  uint8_t* data;
+  int64_t row, pixel;
+};
+
+// code = zero_point + rne(clamp(v, low, high)), low = qmin - zero_point, high = qmax - zero_point.
+struct CodeRange {
+  int32_t zero_point;
+  float low, high;
+};
+
+// code = clamp(zero_point + (((r - zero_point_in) * k + 2^15) >> 16), qmin, qmax)
+struct Recode {
+  int32_t k, zero_point_in, zero_point, qmin, qmax;
+};
+
+// Quantized convolution, hce_engine.numerics: conv2d_accumulate then requantize, bit for bit.
+//   acc[o] = bias[o] + sum w * x, int32, proven not to overflow when the graph was verified
+//   logits given: logits[o] = f32(acc) * multiplier[o] + offset[o], float32 lines, out_h = out_w = 1
+//   else:         codes, with residual if residual.data; and recoded to y2 if y2.data
+// bias, multiplier and offset are padded to a multiple of 4 channels.
+struct ConvU8Args {
+  ConvGeometry geometry;
+  ConstView x;
+  const int8_t* weight;
+  const int32_t* bias;
+  const float* multiplier;
+  bool pairs_fit;  // 2 * max(x) * max|w| < 2^15: two products fit int16
+  View y;
+  CodeRange range;
+  ConstView residual;
+  float residual_multiplier;
+  int32_t residual_zero_point;
+  View y2;
+  Recode recode;
+  float* logits;
+  const float* offset;
+};
+
+// Float convolution: y = clamp(bias + sum w * x (+ residual)). Direct kernels add bias first, then taps in the order
+// kernel_h, kernel_w, channel, each by one fused multiply-add (portable: two roundings).
+struct ConvF32Args {
+  ConvGeometry geometry;
+  ConstView x;
+  const float* weight;
+  const float* bias;
+  View y;
+  ConstView residual;
+  float low, high;
+};
+
+// Winograd F(4x4, 3x3), stride 1 (Lavin and Gray, arXiv 1509.09308): weight is [36][block][C][count], transformed in
+// float64 and rounded once; scratch holds 36 * (C + OC) * kWinogradTiles lines. Error bound: docs/NUMERICS.md.
+// Input pixels up to 4 * ceil(out / 4) + 2 per axis from x must be readable (halo).
+constexpr int kWinogradTiles = 2;
+constexpr int kWinogradChannels = 8;
+struct WinogradArgs {
+  ConvGeometry geometry;  // count of a block at most kWinogradChannels
+  int32_t channels, out_channels;
+  ConstView x;
+  const float* weight;
+  const float* bias;
+  View y;
+  ConstView residual;
+  float low, high;
+  float* scratch;
+};
+
+}  // namespace hce

@@ -1,0 +1,104 @@
+// Contracts of the kernels that move or combine whole lines (see lanes.h for the layout): images in, halos, pooling,
+// element-wise operations, copies, logits out.
+#pragma once
+#include "lanes.h"
+
+namespace hce {
+
+struct Extent {
+  int32_t h, w;
+  int32_t lines;  // units of codes or channels of float32
+};
+
+// A tile of up to 16 images, image n at data + n * image_bytes. Lanes beyond `count` read as zero.
+// uint8 images are [H][W][C], float32 images are [C][H][W]; both dense.
+struct ImageTile {
+  const uint8_t* data;
+  int64_t image_bytes;
+  int32_t count;
+  int32_t h, w, c;
+};
+
+// Pixels to codes, channel by channel; channels beyond C of the last unit are zero.
+struct LoadCodesArgs {
+  ImageTile images;
+  View y;
+};
+// y = f32(x) * scale[c] + offset[c], two roundings; from uint8 or float32 images.
+struct LoadNormalizedArgs {
+  ImageTile images;
+  bool from_float;
+  const float* scale;
+  const float* offset;
+  View y;
+};
+// code = rne(clamp((x - low) * multiplier, 0, 255)), NaN -> 0.
+struct LoadQuantizedArgs {
+  ImageTile images;
+  float low, multiplier;
+  View y;
+};
+// pattern: one 4-byte value per line, repeated over the 16 images.
+struct HaloArgs {
+  View y;  // pixel (0, 0) inside the halo
+  Extent extent;
+  int32_t top, left, bottom, right;
+  const uint32_t* pattern;
+};
+struct PoolArgs {
+  ConstView x;
+  View y;
+  int32_t in_h, in_w;
+  Extent out;
+  int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+  bool count_include_pad;  // float32 average only
+  int32_t zero_point_in;   // code average only: sum of (code - zero_point_in), padded pixels count 0
+  float multiplier;
+  CodeRange range;
+};
+// y = clamp(a + b), or clamp(a) without b.
+struct AddF32Args {
+  ConstView a, b;
+  View y;
+  Extent extent;
+  float low, high;
+};
+// hce_engine.numerics.add
+struct AddU8Args {
+  ConstView a, b;
+  View y;
+  Extent extent;
+  int32_t zero_point_a, zero_point_b;
+  float multiplier_a, multiplier_b;
+  CodeRange range;
+};
+struct RecodeArgs {
+  ConstView x;
+  View y;
+  Extent extent;
+  Recode recode;
+};
+// y[channel_to + c * channel_step] = x[c] over the pixels row_start + i * row_step, ...: slices, pads, concatenations and
+// flattening. Channels of y that no x reaches are written only where `fill` says so.
+struct CopyArgs {
+  ConstView x;
+  View y;
+  int32_t out_h, out_w;
+  int32_t channels, channel_to, channel_step;
+  int32_t row_start, row_step, column_start, column_step;
+  bool codes;
+};
+// Fills all lines of y's pixels with a pattern, as HaloArgs.
+struct FillArgs {
+  View y;
+  Extent extent;
+  const uint32_t* pattern;
+};
+// out[n][k] = x[k][n] for n < count.
+struct StoreLogitsArgs {
+  const float* x;
+  float* out;
+  int32_t classes, count;
+};
+
+}  // namespace hce

@@ -1,0 +1,103 @@
+#include "program.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace hce {
+
+Program::Program(const KernelTable* kernels, int64_t arena_bytes, int64_t image_h, int64_t image_w, int64_t image_c,
+                 bool float_images)
+    : kernels_(kernels), arena_bytes_(arena_bytes), float_images_(float_images) {
+  if (arena_bytes < 0 || arena_bytes % kLineBytes) throw std::invalid_argument("program: arena of whole lines expected");
+  image_ = {nullptr, image_h * image_w * image_c * (float_images ? 4 : 1), 0, static_cast<int32_t>(image_h),
+            static_cast<int32_t>(image_w), static_cast<int32_t>(image_c)};
+}
+
+void Program::Check(const char* what, const MapRef& map, int64_t row0, int64_t row1, int64_t column0, int64_t column1,
+                    int64_t lines) const {
+  const int64_t first = map.offset + row0 * map.row + column0 * map.pixel;
+  const int64_t last = map.offset + (row1 - 1) * map.row + (column1 - 1) * map.pixel + lines * kLineBytes;
+  if (map.offset % kLineBytes || map.row % kLineBytes || map.pixel % kLineBytes || map.row < 0 || map.pixel < 0 ||
+      row0 >= row1 || column0 >= column1 || lines < 1 || first < 0 || last > arena_bytes_)
+    throw std::invalid_argument(std::string(what) + ": a map that lies outside the arena of " +
+                                std::to_string(arena_bytes_) + " bytes: [" + std::to_string(first) + ", " +
+                                std::to_string(last) + ")");
+}
+
+int Program::AddOutput(int classes) {
+  outputs_.push_back(classes);
+  return static_cast<int>(outputs_.size()) - 1;
+}
+
+void Program::Run(Tile& tile, int64_t* nanoseconds) const {
+  if (!nanoseconds) {
+    for (const auto& step : steps_) step->Run(tile);
+    return;
+  }
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    steps_[i]->Run(tile);
+    nanoseconds[i] +=
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+  }
+}
+
+Executor::Executor(const KernelTable* kernels, int threads) : kernels_(kernels), pool_(threads), arenas_(threads) {}
+
+void Executor::RunTile(const Job& job, const uint8_t* images, int64_t first, int64_t count, int worker, bool poison,
+                       int64_t* nanoseconds) {
+  const Program& program = *job.program;
+  uint8_t* arena = arenas_[worker].data();
+  if (poison) std::memset(arena, 0xff, arenas_[worker].bytes());
+  Tile tile;
+  tile.kernels = kernels_;
+  tile.arena = arena;
+  tile.weights = reinterpret_cast<int8_t*>(arena + program.arena_bytes());
+  tile.images = program.image();
+  tile.images.data = images + first * program.image_bytes();
+  tile.images.count = static_cast<int32_t>(count < kTile ? count : kTile);
+  for (int n = 0; n < kTile; ++n) {
+    tile.non_finite[n] = false;
+    if (program.float_images() && n < tile.images.count) {
+      const float* image = reinterpret_cast<const float*>(tile.images.data + n * program.image_bytes());
+      // x - x is 0 for finite x and NaN otherwise; a sum keeps the NaN and needs no branch.
+      float sum = 0.0f;
+      for (int64_t k = 0; k < program.image_bytes() / 4; ++k) sum += image[k] - image[k];
+      tile.non_finite[n] = sum != 0.0f;
+    }
+  }
+  std::vector<float*> logits(job.logits.size());
+  for (size_t k = 0; k < logits.size(); ++k) logits[k] = job.logits[k] + first * program.outputs()[k];
+  tile.logits = logits.data();
+  program.Run(tile, nanoseconds);
+}
+
+void Executor::Reserve(AlignedBuffer& arena, const Program& program) {
+  const int64_t bytes = program.arena_bytes() + program.weight_bytes();
+  if (static_cast<int64_t>(arena.bytes()) < bytes) arena = AlignedBuffer(bytes);
+}
+
+void Executor::Run(const std::vector<Job>& jobs, const uint8_t* images, int64_t count, bool poison) {
+  pool_.CheckProcess();
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (AlignedBuffer& arena : arenas_)
+    for (const Job& job : jobs) Reserve(arena, *job.program);
+  const int64_t tiles = (count + kTile - 1) / kTile;
+  pool_.Run(tiles * static_cast<int64_t>(jobs.size()), [&](int64_t task, int worker) {
+    const int64_t first = task % tiles * kTile;
+    RunTile(jobs[task / tiles], images, first, count - first, worker, poison, nullptr);
+  });
+}
+
+std::vector<int64_t> Executor::Profile(const Job& job, const uint8_t* images, int64_t count) {
+  std::vector<int64_t> nanoseconds(job.program->steps(), 0);
+  std::lock_guard<std::mutex> lock(mutex_);
+  Reserve(arenas_[0], *job.program);
+  for (int64_t first = 0; first < count; first += kTile)
+    RunTile(job, images, first, count - first, 0, false, nanoseconds.data());
+  return nanoseconds;
+}
+
+}  // namespace hce

@@ -1,0 +1,107 @@
+// A program: the steps that take one tile of 16 images through a whole network, depth-first, in one arena.
+//
+// The plan (hce_engine/plan) decides everything; a program only holds packed weights and addresses and checks that no
+// step can touch a byte outside its arena. Programs are immutable once built and shared by all worker threads; what a
+// thread writes is its own arena.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "aligned_buffer.h"
+#include "kernel_table.h"
+#include "thread_pool.h"
+
+namespace hce {
+
+// Where a map lives: byte offset of pixel (0, 0) in the arena, strides in bytes; offset < 0 means absent.
+struct MapRef {
+  int64_t offset = -1, row = 0, pixel = 0;
+  bool present() const { return offset >= 0; }
+};
+
+enum class WeightStorage { kS3, kS4, kS8 };
+
+struct Tile {  // what a step sees while it runs
+  const KernelTable* kernels;
+  uint8_t* arena;
+  int8_t* weights;  // room for the unpacked weights of the largest quantized layer
+  ImageTile images;
+  float* const* logits;        // one row block per member output, already at this tile's first image
+  bool non_finite[kTile];      // images that hold NaN or Inf: their logits become NaN
+};
+
+class Step {
+ public:
+  virtual ~Step() = default;
+  virtual void Run(Tile& tile) const = 0;
+};
+
+class Program {
+ public:
+  // kernels: the instruction set that the blocks of its convolutions were cut for.
+  Program(const KernelTable* kernels, int64_t arena_bytes, int64_t image_h, int64_t image_w, int64_t image_c, bool float_images);
+
+  void Add(std::unique_ptr<Step> step) { steps_.push_back(std::move(step)); }
+  // Throws std::invalid_argument unless pixels [row0, row1) x [column0, column1) of `lines` lines lie in the arena.
+  void Check(const char* what, const MapRef& map, int64_t row0, int64_t row1, int64_t column0, int64_t column1,
+             int64_t lines) const;
+  void NeedWeights(int64_t bytes) { weight_bytes_ = bytes > weight_bytes_ ? bytes : weight_bytes_; }
+  // Registers a member output of `classes` logits; returns its index.
+  int AddOutput(int classes);
+
+  int64_t arena_bytes() const { return arena_bytes_; }
+  int64_t weight_bytes() const { return weight_bytes_; }
+  int64_t image_bytes() const { return image_.image_bytes; }
+  const std::vector<int>& outputs() const { return outputs_; }
+  size_t steps() const { return steps_.size(); }
+  const ImageTile& image() const { return image_; }
+  const KernelTable& kernels() const { return *kernels_; }
+  bool float_images() const { return float_images_; }
+
+  // Runs one tile. nanoseconds, if given, has one entry per step and is added to.
+  void Run(Tile& tile, int64_t* nanoseconds) const;
+
+ private:
+  const KernelTable* kernels_;
+  std::vector<std::unique_ptr<Step>> steps_;
+  std::vector<int> outputs_;
+  int64_t arena_bytes_, weight_bytes_ = 0;
+  ImageTile image_;
+  bool float_images_;
+};
+
+// One program of a run and where its logits go: logits[k] is [images][outputs()[k]] float32, dense.
+struct Job {
+  const Program* program;
+  std::vector<float*> logits;
+};
+
+// Threads and the memory they work in.
+class Executor {
+ public:
+  Executor(const KernelTable* kernels, int threads);
+
+  // All tiles of all jobs as one list of tasks. `poison` fills every arena with NaN bytes first (tests).
+  void Run(const std::vector<Job>& jobs, const uint8_t* images, int64_t count, bool poison);
+  // One job on the calling thread; returns nanoseconds per step.
+  std::vector<int64_t> Profile(const Job& job, const uint8_t* images, int64_t count);
+
+  int threads() const { return pool_.threads(); }
+  const KernelTable& kernels() const { return *kernels_; }
+
+ private:
+  void RunTile(const Job& job, const uint8_t* images, int64_t first, int64_t count, int worker, bool poison,
+               int64_t* nanoseconds);
+
+  void Reserve(AlignedBuffer& arena, const Program& program);
+
+  const KernelTable* kernels_;
+  std::mutex mutex_;  // one run at a time: the arenas are shared
+  ThreadPool pool_;
+  std::vector<AlignedBuffer> arenas_;  // one per thread, grown before a run
+};
+
+}  // namespace hce

@@ -1,0 +1,71 @@
+// AVX2 with FMA: one register holds 8 of the 16 images of a tile; kernels take a tile in two halves.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace hce::avx2 {
+
+struct Simd {
+  static constexpr int kLanes = 8;
+  // Register blocks, pixels x output channels. 16 registers: 3 x 4 floats leave 12 accumulators, 3 inputs, 1 weight; codes need two more for
+  // the 16-bit step.
+  static constexpr int kPixelsU8 = 2;
+  static constexpr int kPixelsF32 = 3;
+  static constexpr int kChannelsF32 = 4;
+  using F = __m256;
+  using I = __m256i;
+
+  static F Load(const float* p) { return _mm256_load_ps(p); }
+  static void Store(float* p, F v) { _mm256_store_ps(p, v); }
+  static F Set(float v) { return _mm256_set1_ps(v); }
+  static F Add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F Fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F FmaNeg(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
+  static F Clamp(F v, F low, F high) { return _mm256_min_ps(high, _mm256_max_ps(low, v)); }
+
+  static I LoadI(const void* p) { return _mm256_load_si256(static_cast<const __m256i*>(p)); }
+  static void StoreI(void* p, I v) { _mm256_store_si256(static_cast<__m256i*>(p), v); }
+  static I SetI(int32_t v) { return _mm256_set1_epi32(v); }
+  static I ZeroI() { return _mm256_setzero_si256(); }
+  static I AddI(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I SubI(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static I MulI(I a, I b) { return _mm256_mullo_epi32(a, b); }
+  static I MinI(I a, I b) { return _mm256_min_epi32(a, b); }
+  static I MaxI(I a, I b) { return _mm256_max_epi32(a, b); }
+  static I OrI(I a, I b) { return _mm256_or_si256(a, b); }
+  static I AndI(I a, I b) { return _mm256_and_si256(a, b); }
+  template <int kBits>
+  static I ShiftLeft(I v) { return _mm256_slli_epi32(v, kBits); }
+  template <int kBits>
+  static I ShiftRight(I v) { return _mm256_srli_epi32(v, kBits); }
+  template <int kBits>
+  static I ShiftRightSigned(I v) { return _mm256_srai_epi32(v, kBits); }
+  static F ToFloat(I v) { return _mm256_cvtepi32_ps(v); }
+  static I Round(F v) { return _mm256_cvtps_epi32(v); }
+
+  // vpmaddubsw adds two products in int16 and saturates. kPairsFit: the caller has proven 2 * max(x) * max|w| < 2^15,
+  // so it cannot. Otherwise x is split into its low 7 bits and its top bit: 2 * 127 * 128 < 2^15 and the top bit's
+  // pairs are weighted by 128 in the widening step, which makes 8-bit codes exact as well, at twice the work.
+  template <bool kPairsFit>
+  static I Dot4(I acc, I x, I w) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    if constexpr (kPairsFit) {
+      return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), ones));
+    } else {
+      const __m256i low = _mm256_and_si256(x, _mm256_set1_epi8(0x7f));
+      const __m256i top = _mm256_and_si256(_mm256_srli_epi16(x, 7), _mm256_set1_epi8(1));
+      acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(low, w), ones));
+      return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(top, w), _mm256_set1_epi16(128)));
+    }
+  }
+  static I Broadcast4(const int8_t* w) {
+    int32_t v;
+    __builtin_memcpy(&v, w, 4);
+    return _mm256_set1_epi32(v);
+  }
+};
+
+}  // namespace hce::avx2

@@ -1,0 +1,73 @@
+// Plain C++ on compiler vectors of four lanes: any processor that GCC or Clang targets. Correct first, not tuned.
+#pragma once
+#include <cstdint>
+
+namespace hce::portable {
+
+struct Simd {
+  static constexpr int kLanes = 4;
+  // Register blocks, pixels x output channels. Small blocks: the compiler sees them through its own allocator.
+  static constexpr int kPixelsU8 = 2;
+  static constexpr int kPixelsF32 = 2;
+  static constexpr int kChannelsF32 = 4;
+  typedef float F __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+
+  static F Load(const float* p) { return *reinterpret_cast<const F*>(p); }
+  static void Store(float* p, F v) { *reinterpret_cast<F*>(p) = v; }
+  static F Set(float v) { return F{v, v, v, v}; }
+  static F Add(F a, F b) { return a + b; }
+  static F Sub(F a, F b) { return a - b; }
+  static F Mul(F a, F b) { return a * b; }
+  // Two roundings here, one in the vector instruction sets: both are inside the float kernels' error bound.
+  static F Fma(F a, F b, F c) { return a * b + c; }
+  static F FmaNeg(F a, F b, F c) { return c - a * b; }
+  static F Clamp(F v, F low, F high) {
+    v = v < low ? low : v;  // a comparison with NaN is false, so NaN stays
+    return v > high ? high : v;
+  }
+
+  static I LoadI(const void* p) { return *static_cast<const I*>(p); }
+  static void StoreI(void* p, I v) { *static_cast<I*>(p) = v; }
+  static I SetI(int32_t v) { return I{v, v, v, v}; }
+  static I ZeroI() { return I{0, 0, 0, 0}; }
+  static I AddI(I a, I b) { return a + b; }
+  static I SubI(I a, I b) { return a - b; }
+  static I MulI(I a, I b) { return a * b; }
+  static I MinI(I a, I b) { return a < b ? a : b; }
+  static I MaxI(I a, I b) { return a > b ? a : b; }
+  static I OrI(I a, I b) { return a | b; }
+  static I AndI(I a, I b) { return a & b; }
+  template <int kBits>
+  static I ShiftLeft(I v) { return v << kBits; }
+  template <int kBits>
+  static I ShiftRight(I v) {
+    typedef uint32_t U __attribute__((vector_size(16)));
+    return reinterpret_cast<I>(reinterpret_cast<U>(v) >> kBits);
+  }
+  template <int kBits>
+  static I ShiftRightSigned(I v) { return v >> kBits; }
+  static F ToFloat(I v) { return __builtin_convertvector(v, F); }
+  // Round half to even by adding and taking away 1.5 * 2^23, exact for |v| < 2^22; callers clamp to byte codes first.
+  static I Round(F v) {
+    const F magic = Set(12582912.0f);
+    return __builtin_convertvector((v + magic) - magic, I);
+  }
+
+  template <bool kPairsFit>
+  static I Dot4(I acc, I x, I w) {
+    const I mask = SetI(0xff);
+    acc += (x & mask) * ((w << 24) >> 24);
+    acc += (ShiftRight<8>(x) & mask) * ((w << 16) >> 24);
+    acc += (ShiftRight<16>(x) & mask) * ((w << 8) >> 24);
+    acc += ShiftRight<24>(x) * (w >> 24);
+    return acc;
+  }
+  static I Broadcast4(const int8_t* w) {
+    int32_t v;
+    __builtin_memcpy(&v, w, 4);
+    return SetI(v);
+  }
+};
+
+}  // namespace hce::portable

@@ -1,0 +1,296 @@
+#include "steps.h"
+
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace hce {
+namespace {
+
+View At(const Tile& tile, const MapRef& map) {
+  if (!map.present()) return {nullptr, 0, 0};
+  return {tile.arena + map.offset, map.row, map.pixel};
+}
+ConstView ReadAt(const Tile& tile, const MapRef& map) {
+  const View v = At(tile, map);
+  return {v.data, v.row, v.pixel};
+}
+
+void Require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(what);
+}
+
+template <class F>
+class LambdaStep : public Step {
+ public:
+  explicit LambdaStep(F run) : run_(std::move(run)) {}
+  void Run(Tile& tile) const override { run_(tile); }
+
+ private:
+  F run_;
+};
+
+template <class F>
+void AddStep(Program& program, F run) {
+  program.Add(std::make_unique<LambdaStep<F>>(std::move(run)));
+}
+
+void CheckConv(const Program& program, const ConvShape& s, const std::vector<ConvBlock>& blocks, size_t weights,
+               int lanes_per_weight, int out_lines, const MapRef& x, const MapRef& y) {
+  Require(s.out_h > 0 && s.out_w > 0 && s.kernel_h > 0 && s.kernel_w > 0 && s.stride_h > 0 && s.stride_w > 0 &&
+              s.dilation_h > 0 && s.dilation_w > 0 && s.pad_h >= 0 && s.pad_w >= 0,
+          "convolution: positive sizes expected");
+  program.Check("convolution input", x, -s.pad_h,
+                int64_t{s.out_h - 1} * s.stride_h + int64_t{s.kernel_h - 1} * s.dilation_h - s.pad_h + 1, -s.pad_w,
+                int64_t{s.out_w - 1} * s.stride_w + int64_t{s.kernel_w - 1} * s.dilation_w - s.pad_w + 1, s.in_lines);
+  program.Check("convolution output", y, 0, s.out_h, 0, s.out_w, out_lines);
+  Require(!blocks.empty(), "convolution: at least one block of output channels expected");
+  for (const ConvBlock& b : blocks) {
+    const int64_t taps = int64_t{s.kernel_h} * s.kernel_w * b.lines * b.count * lanes_per_weight;
+    Require(b.count > 0 && b.channel >= 0 && b.channel + b.count <= s.out_channels && b.line >= 0 && b.lines > 0 &&
+                b.line + b.lines <= s.in_lines && b.weight >= 0 && b.weight + taps <= static_cast<int64_t>(weights),
+            "convolution: a block outside its channels or weights");
+  }
+}
+
+ConvGeometry Geometry(const ConvShape& s, const std::vector<ConvBlock>& blocks) {
+  return {s.out_h, s.out_w, s.kernel_h, s.kernel_w, s.stride_h, s.stride_w, s.dilation_h, s.dilation_w,
+          blocks.data(), static_cast<int32_t>(blocks.size())};
+}
+
+// The input view moved to the pixel of tap (0, 0) of output (0, 0).
+ConstView FirstTap(const Tile& tile, const MapRef& x, const ConvShape& s) {
+  ConstView view = ReadAt(tile, x);
+  view.data -= s.pad_h * x.row + s.pad_w * x.pixel;
+  return view;
+}
+
+int64_t ChunkBytes(WeightStorage storage) {
+  return storage == WeightStorage::kS8 ? 64 : storage == WeightStorage::kS4 ? 32 : 24;
+}
+
+}  // namespace
+
+void AddConvU8(Program& program, ConvU8Spec spec) {
+  const int64_t chunk = ChunkBytes(spec.storage);
+  Require(spec.packed.size() % chunk == 0, "quantized convolution: whole chunks of 64 weights expected");
+  const int64_t chunks = spec.packed.size() / chunk;
+  const bool logits = !spec.offset.empty();
+  const int64_t lines = logits ? spec.shape.out_channels : spec.shape.out_channels / 4;
+  const size_t channels = spec.shape.out_channels;
+  Require(channels % 4 == 0 && spec.bias.size() == channels && spec.multiplier.size() == channels &&
+              (!logits || spec.offset.size() == channels),
+          "quantized convolution: bias, multiplier and offset for a multiple of 4 channels expected");
+  for (const ConvBlock& b : spec.blocks)
+    Require(b.count == 4 && b.channel % 4 == 0, "quantized convolution: blocks of 4 channels expected");
+  // Without y of its own a convolution whose codes are only read recoded writes the recoded map alone.
+  const MapRef& main = spec.y.present() || !spec.recoded ? spec.y : spec.recoded->map;
+  CheckConv(program, spec.shape, spec.blocks, chunks * 64, 4, lines, spec.x, main);
+  Require(!logits || (spec.shape.out_h == 1 && spec.shape.out_w == 1), "logits: one output pixel expected");
+  if (spec.residual)
+    program.Check("residual", spec.residual->map, 0, spec.shape.out_h, 0, spec.shape.out_w, lines);
+  if (spec.recoded)
+    program.Check("recoded output", spec.recoded->map, 0, spec.shape.out_h, 0, spec.shape.out_w, lines);
+  program.NeedWeights(chunks * 64);
+  AddStep(program, [spec = std::move(spec), chunks, logits](Tile& tile) {
+    const int8_t* weights = tile.weights;
+    if (spec.storage == WeightStorage::kS4)
+      tile.kernels->unpack_s4(spec.packed.data(), tile.weights, chunks);
+    else if (spec.storage == WeightStorage::kS3)
+      tile.kernels->unpack_s3(spec.packed.data(), tile.weights, chunks);
+    else
+      weights = reinterpret_cast<const int8_t*>(spec.packed.data());
+    ConvU8Args a{};
+    a.geometry = Geometry(spec.shape, spec.blocks);
+    a.x = FirstTap(tile, spec.x, spec.shape);
+    a.weight = weights;
+    a.bias = spec.bias.data();
+    a.multiplier = spec.multiplier.data();
+    a.pairs_fit = spec.pairs_fit;
+    a.range = spec.range;
+    if (logits) {
+      a.logits = reinterpret_cast<float*>(tile.arena + spec.y.offset);
+      a.offset = spec.offset.data();
+    } else {
+      a.y = At(tile, spec.y);
+    }
+    if (spec.residual) {
+      a.residual = ReadAt(tile, spec.residual->map);
+      a.residual_multiplier = spec.residual->multiplier;
+      a.residual_zero_point = spec.residual->zero_point;
+    }
+    if (spec.recoded) {
+      a.y2 = At(tile, spec.recoded->map);
+      a.recode = spec.recoded->recode;
+    }
+    tile.kernels->conv_u8(a);
+  });
+}
+
+void AddConvF32(Program& program, ConvF32Spec spec) {
+  const ConvShape& s = spec.shape;
+  Require(spec.bias.size() == static_cast<size_t>(s.out_channels), "convolution: one bias per channel expected");
+  if (spec.residual.present()) program.Check("residual", spec.residual, 0, s.out_h, 0, s.out_w, s.out_channels);
+  if (!spec.scratch.present()) {
+    for (const ConvBlock& b : spec.blocks)
+      Require(b.count <= program.kernels().channels_f32, "convolution: a block wider than this instruction set's kernel");
+    CheckConv(program, s, spec.blocks, spec.weight.size(), 1, s.out_channels, spec.x, spec.y);
+    AddStep(program, [spec = std::move(spec)](Tile& tile) {
+      tile.kernels->conv_f32({Geometry(spec.shape, spec.blocks), FirstTap(tile, spec.x, spec.shape),
+                              spec.weight.data(), spec.bias.data(), At(tile, spec.y), ReadAt(tile, spec.residual),
+                              spec.low, spec.high});
+    });
+    return;
+  }
+  Require(s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
+              s.dilation_w == 1,
+          "winograd: a 3x3 kernel of stride 1 expected");
+  Require(spec.weight.size() == size_t{36} * s.in_lines * s.out_channels, "winograd: 36 C OC weights expected");
+  const int64_t rows = (s.out_h + 3) / 4 * 4 + 2, columns = (s.out_w + 3) / 4 * 4 + 2;
+  program.Check("winograd input", spec.x, -s.pad_h, rows - s.pad_h, -s.pad_w, columns - s.pad_w, s.in_lines);
+  program.Check("convolution output", spec.y, 0, s.out_h, 0, s.out_w, s.out_channels);
+  program.Check("winograd scratch", spec.scratch, 0, 1, 0, 1,
+                int64_t{36} * kWinogradTiles * (s.in_lines + s.out_channels));
+  int channel = 0;
+  for (const ConvBlock& b : spec.blocks) {
+    Require(b.channel == channel && b.count > 0 && b.count <= kWinogradChannels, "winograd: adjacent blocks expected");
+    channel += b.count;
+  }
+  Require(channel == s.out_channels, "winograd: blocks that cover all output channels expected");
+  AddStep(program, [spec = std::move(spec)](Tile& tile) {
+    tile.kernels->winograd_f32({Geometry(spec.shape, spec.blocks), spec.shape.in_lines, spec.shape.out_channels,
+                                FirstTap(tile, spec.x, spec.shape), spec.weight.data(), spec.bias.data(),
+                                At(tile, spec.y), ReadAt(tile, spec.residual), spec.low, spec.high,
+                                reinterpret_cast<float*>(tile.arena + spec.scratch.offset)});
+  });
+}
+
+void AddLoadCodes(Program& program, MapRef y) {
+  const ImageTile& image = program.image();
+  Require(!program.float_images(), "load codes: uint8 images expected");
+  program.Check("image", y, 0, image.h, 0, image.w, (image.c + 3) / 4);
+  AddStep(program, [y](Tile& tile) { tile.kernels->load_codes({tile.images, At(tile, y)}); });
+}
+
+void AddLoadNormalized(Program& program, MapRef y, std::vector<float> scale, std::vector<float> offset) {
+  const ImageTile& image = program.image();
+  program.Check("image", y, 0, image.h, 0, image.w, image.c);
+  const size_t channels = image.c;
+  Require(scale.size() == channels && offset.size() == channels, "normalize: one scale and offset per channel expected");
+  const bool from_float = program.float_images();
+  AddStep(program, [y, from_float, scale = std::move(scale), offset = std::move(offset)](Tile& tile) {
+    tile.kernels->load_normalized({tile.images, from_float, scale.data(), offset.data(), At(tile, y)});
+  });
+}
+
+void AddLoadQuantized(Program& program, MapRef y, float low, float multiplier) {
+  const ImageTile& image = program.image();
+  Require(program.float_images(), "quantize input: float32 images expected");
+  program.Check("image", y, 0, image.h, 0, image.w, (image.c + 3) / 4);
+  AddStep(program, [=](Tile& tile) { tile.kernels->load_quantized({tile.images, low, multiplier, At(tile, y)}); });
+}
+
+void AddHalo(Program& program, HaloSpec spec) {
+  Require(spec.top >= 0 && spec.left >= 0 && spec.bottom >= 0 && spec.right >= 0, "halo: widths of at least 0 expected");
+  Require(static_cast<int64_t>(spec.pattern.size()) * kLineBytes == spec.y.pixel, "halo: one word per line expected");
+  program.Check("halo", spec.y, -spec.top, spec.extent.h + spec.bottom, -spec.left, spec.extent.w + spec.right,
+                static_cast<int64_t>(spec.pattern.size()));
+  AddStep(program, [spec = std::move(spec)](Tile& tile) {
+    tile.kernels->halo({At(tile, spec.y), spec.extent, spec.top, spec.left, spec.bottom, spec.right,
+                        spec.pattern.data()});
+  });
+}
+
+void AddFill(Program& program, MapRef y, Extent extent, std::vector<uint32_t> pattern) {
+  Require(static_cast<int64_t>(pattern.size()) * kLineBytes == y.pixel, "fill: one word per line expected");
+  program.Check("fill", y, 0, extent.h, 0, extent.w, static_cast<int64_t>(pattern.size()));
+  AddStep(program, [y, extent, pattern = std::move(pattern)](Tile& tile) {
+    tile.kernels->fill({At(tile, y), extent, pattern.data()});
+  });
+}
+
+void AddPool(Program& program, PoolKind kind, PoolArgs args, MapRef x, MapRef y) {
+  Require(args.kernel_h > 0 && args.kernel_w > 0 && args.stride_h > 0 && args.stride_w > 0 &&
+              args.pad_h >= 0 && args.pad_w >= 0 && 2 * args.pad_h <= args.kernel_h && 2 * args.pad_w <= args.kernel_w,
+          "pool: a window with at most half of it padding expected");
+  Require((args.out.h - 1) * args.stride_h - args.pad_h < args.in_h &&
+              (args.out.w - 1) * args.stride_w - args.pad_w < args.in_w,
+          "pool: windows that touch the map expected");
+  program.Check("pool input", x, 0, args.in_h, 0, args.in_w, args.out.lines);
+  program.Check("pool output", y, 0, args.out.h, 0, args.out.w, args.out.lines);
+  AddStep(program, [=](Tile& tile) {
+    PoolArgs a = args;
+    a.x = ReadAt(tile, x);
+    a.y = At(tile, y);
+    switch (kind) {
+      case PoolKind::kMaxF32: return tile.kernels->max_pool_f32(a);
+      case PoolKind::kMaxU8: return tile.kernels->max_pool_u8(a);
+      case PoolKind::kAvgF32: return tile.kernels->avg_pool_f32(a);
+      case PoolKind::kAvgU8: return tile.kernels->avg_pool_u8(a);
+    }
+  });
+}
+
+void AddAddF32(Program& program, AddF32Args args, MapRef a, MapRef b, MapRef y) {
+  for (const MapRef& map : {a, y}) program.Check("add", map, 0, args.extent.h, 0, args.extent.w, args.extent.lines);
+  if (b.present()) program.Check("add", b, 0, args.extent.h, 0, args.extent.w, args.extent.lines);
+  AddStep(program, [=](Tile& tile) {
+    AddF32Args run = args;
+    run.a = ReadAt(tile, a);
+    run.b = ReadAt(tile, b);
+    run.y = At(tile, y);
+    tile.kernels->add_f32(run);
+  });
+}
+
+void AddAddU8(Program& program, AddU8Args args, MapRef a, MapRef b, MapRef y) {
+  for (const MapRef& map : {a, b, y}) program.Check("add", map, 0, args.extent.h, 0, args.extent.w, args.extent.lines);
+  AddStep(program, [=](Tile& tile) {
+    AddU8Args run = args;
+    run.a = ReadAt(tile, a);
+    run.b = ReadAt(tile, b);
+    run.y = At(tile, y);
+    tile.kernels->add_u8(run);
+  });
+}
+
+void AddRecode(Program& program, RecodeArgs args, MapRef x, MapRef y) {
+  for (const MapRef& map : {x, y}) program.Check("recode", map, 0, args.extent.h, 0, args.extent.w, args.extent.lines);
+  AddStep(program, [=](Tile& tile) {
+    tile.kernels->recode_u8({ReadAt(tile, x), At(tile, y), args.extent, args.recode});
+  });
+}
+
+void AddCopy(Program& program, CopyArgs args, MapRef x, MapRef y, int32_t in_h, int32_t in_w, int32_t out_lines) {
+  const int per_line = args.codes ? 4 : 1;
+  Require(args.row_start >= 0 && args.column_start >= 0 && args.row_step >= 1 && args.column_step >= 1 &&
+              args.row_start + int64_t{args.out_h - 1} * args.row_step < in_h &&
+              args.column_start + int64_t{args.out_w - 1} * args.column_step < in_w,
+          "copy: pixels inside the input expected");
+  Require(args.channels > 0 && args.channel_to >= 0 && args.channel_step >= 1 &&
+              args.channel_to + int64_t{args.channels - 1} * args.channel_step < int64_t{out_lines} * per_line,
+          "copy: channels inside the output expected");
+  program.Check("copy input", x, 0, in_h, 0, in_w, (args.channels + per_line - 1) / per_line);
+  program.Check("copy output", y, 0, args.out_h, 0, args.out_w, out_lines);
+  AddStep(program, [=](Tile& tile) {
+    CopyArgs a = args;
+    a.x = ReadAt(tile, x);
+    a.y = At(tile, y);
+    tile.kernels->copy(a);
+  });
+}
+
+void AddStoreLogits(Program& program, MapRef x, int output) {
+  Require(output >= 0 && output < static_cast<int>(program.outputs().size()), "store: a registered output expected");
+  const int classes = program.outputs()[output];
+  program.Check("logits", x, 0, 1, 0, 1, classes);
+  AddStep(program, [=](Tile& tile) {
+    float* out = tile.logits[output];
+    tile.kernels->store_logits({reinterpret_cast<const float*>(tile.arena + x.offset), out, classes, tile.images.count});
+    for (int n = 0; n < tile.images.count; ++n)
+      if (tile.non_finite[n])
+        for (int k = 0; k < classes; ++k) out[int64_t{n} * classes + k] = std::numeric_limits<float>::quiet_NaN();
+  });
+}
+
+}  // namespace hce

@@ -1,0 +1,78 @@
+// The steps a plan can put into a program. Each builder checks every address a step will touch, then adds it.
+#pragma once
+#include <array>
+#include <optional>
+#include <tuple>
+
+#include "program.h"
+
+namespace hce {
+
+struct ConvShape {
+  int32_t in_h, in_w, in_lines, out_h, out_w, out_channels;
+  int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+};
+
+struct ResidualU8 {
+  MapRef map;
+  float multiplier;
+  int32_t zero_point;
+};
+
+struct RecodedOutput {
+  MapRef map;
+  Recode recode;
+};
+
+// Quantized layer: weights packed as kernels/unpack.h says, in the order of lanes.h.
+struct ConvU8Spec {
+  ConvShape shape;
+  std::vector<ConvBlock> blocks;
+  WeightStorage storage;
+  std::vector<uint8_t> packed;
+  std::vector<int32_t> bias;
+  std::vector<float> multiplier;
+  bool pairs_fit;
+  MapRef x, y;
+  CodeRange range;
+  std::optional<ResidualU8> residual;
+  std::optional<RecodedOutput> recoded;
+  std::vector<float> offset;  // not empty: float32 logits to y, one line per channel
+};
+void AddConvU8(Program& program, ConvU8Spec spec);
+
+struct ConvF32Spec {
+  ConvShape shape;
+  std::vector<ConvBlock> blocks;
+  std::vector<float> weight;
+  std::vector<float> bias;
+  MapRef x, y, residual;
+  float low, high;
+  MapRef scratch;  // present: Winograd, and its workspace
+};
+void AddConvF32(Program& program, ConvF32Spec spec);
+
+void AddLoadCodes(Program& program, MapRef y);
+void AddLoadNormalized(Program& program, MapRef y, std::vector<float> scale, std::vector<float> offset);
+void AddLoadQuantized(Program& program, MapRef y, float low, float multiplier);
+
+struct HaloSpec {
+  MapRef y;
+  Extent extent;
+  int32_t top, left, bottom, right;
+  std::vector<uint32_t> pattern;
+};
+void AddHalo(Program& program, HaloSpec spec);
+void AddFill(Program& program, MapRef y, Extent extent, std::vector<uint32_t> pattern);
+
+enum class PoolKind { kMaxF32, kMaxU8, kAvgF32, kAvgU8 };
+void AddPool(Program& program, PoolKind kind, PoolArgs args, MapRef x, MapRef y);
+void AddAddF32(Program& program, AddF32Args args, MapRef a, MapRef b, MapRef y);
+void AddAddU8(Program& program, AddU8Args args, MapRef a, MapRef b, MapRef y);
+void AddRecode(Program& program, RecodeArgs args, MapRef x, MapRef y);
+// in_h, in_w: extent of x; out_lines: lines of y.
+void AddCopy(Program& program, CopyArgs args, MapRef x, MapRef y, int32_t in_h, int32_t in_w, int32_t out_lines);
+// The logits at x become member output `output` (as returned by Program::AddOutput).
+void AddStoreLogits(Program& program, MapRef x, int output);
+
+}  // namespace hce

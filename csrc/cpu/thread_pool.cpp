@@ -1,0 +1,88 @@
+#include "thread_pool.h"
+
+#include <unistd.h>
+
+#include <stdexcept>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace hce {
+namespace {
+
+// Results must not depend on the caller's rounding or denormal mode, and the caller's mode must not change.
+class DefaultFloatMode {
+ public:
+#if defined(__x86_64__)
+  DefaultFloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultFloatMode() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#endif
+};
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) : owner_pid_(getpid()) {
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { Worker(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  if (getpid() != owner_pid_) {
+    for (auto& t : workers_) t.detach();  // a forked child has no such threads to join
+    return;
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  start_.notify_all();
+  for (auto& t : workers_) t.join();
+}
+
+void ThreadPool::TakeTasks(int index) {
+  const DefaultFloatMode mode;
+  for (int64_t task = next_.fetch_add(1); task < tasks_; task = next_.fetch_add(1)) (*work_)(task, index);
+}
+
+void ThreadPool::Worker(int index) {
+  uint64_t seen = 0;
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    start_.wait(lock, [&] { return stop_ || generation_ != seen; });
+    if (stop_) return;
+    seen = generation_;
+    lock.unlock();
+    TakeTasks(index);
+    lock.lock();
+    if (--busy_ == 0) done_.notify_one();
+  }
+}
+
+void ThreadPool::CheckProcess() const {
+  if (getpid() != owner_pid_)
+    throw std::runtime_error("this engine was created before a fork, and its worker threads live in the parent process");
+}
+
+void ThreadPool::Run(int64_t tasks, const std::function<void(int64_t, int)>& work) {
+  const bool alone = tasks < 2 || workers_.empty();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    work_ = &work;
+    tasks_ = tasks;
+    next_ = 0;
+    if (!alone) {
+      busy_ = static_cast<int>(workers_.size());
+      ++generation_;
+    }
+  }
+  if (!alone) start_.notify_all();
+  TakeTasks(0);
+  if (!alone) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [&] { return busy_ == 0; });
+  }
+}
+
+}  // namespace hce

@@ -1,0 +1,94 @@
+"""A plan: the decided, printable list of steps that runs some members of a graph on the CPU.
+
+Each step names the kernel, why it was chosen, and what it costs; nothing is decided later. Back ends obey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+LINE_BYTES = 64  # one (pixel, channel) of float32 or one (pixel, 4 channels) of codes, for 16 images
+
+
+@dataclass
+class Map:
+    """A tensor of one tile of 16 images in the images-in-lanes layout, with a halo of padding around its pixels.
+
+    lines: units of 4 channels for codes, channels for float32.  halo: (top, left, bottom, right) pixels.
+    pattern: the 4-byte value of each line in the halo.  start: byte offset in the arena, set by the memory planner.
+    """
+
+    name: str
+    h: int
+    w: int
+    lines: int
+    halo: tuple[int, int, int, int] = (0, 0, 0, 0)
+    pattern: tuple[int, ...] = ()
+    start: int = -1
+
+    @property
+    def pixel(self) -> int:
+        return self.lines * LINE_BYTES
+
+    @property
+    def row(self) -> int:
+        return (self.halo[1] + self.w + self.halo[3]) * self.pixel
+
+    @property
+    def bytes(self) -> int:
+        return (self.halo[0] + self.h + self.halo[2]) * self.row
+
+    @property
+    def ref(self) -> tuple[int, int, int]:
+        """(offset of pixel (0, 0), row stride, pixel stride), in bytes, as the native program takes it."""
+        return (self.start + self.halo[0] * self.row + self.halo[1] * self.pixel, self.row, self.pixel)
+
+    @property
+    def extent(self) -> tuple[int, int, int]:
+        return (self.h, self.w, self.lines)
+
+    def widen(self, top: int, left: int, bottom: int, right: int) -> None:
+        t, l, b, r = self.halo
+        self.halo = (max(t, top), max(l, left), max(b, bottom), max(r, right))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a kernel for one tile.
+
+    nodes: the graph nodes it computes.  kernel: a name such as ``conv2d_u4xs4_u8``.  reason: why this kernel.
+    method: the builder of the native program.  maps: argument name -> Map read or written (reads, writes).
+    arguments: everything else the builder takes.  macs: multiply-accumulates per image.  packed_bytes: weights in memory.
+    """
+
+    nodes: tuple[str, ...]
+    kernel: str
+    reason: str
+    method: str
+    reads: Mapping[str, Map]
+    writes: Mapping[str, Map]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    macs: int = 0
+    packed_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What :class:`hce_engine.backends.cpu.CpuBackend` runs: ``members`` in the order of the program's outputs."""
+
+    isa: str
+    members: tuple[str, ...]
+    steps: tuple[Step, ...]
+    arena_bytes: int
+
+    @property
+    def packed_bytes(self) -> int:
+        return sum(s.packed_bytes for s in self.steps)
+
+    def __str__(self) -> str:
+        head = (f"plan {'+'.join(self.members)} on {self.isa}: {len(self.steps)} steps, arena "
+                f"{self.arena_bytes / 2**20:.2f} MiB per thread, weights {self.packed_bytes / 1000:.1f} kB")
+        rows = [f"  {'+'.join(s.nodes):32} {s.kernel:30} {s.macs / 1e6:8.3f} MMAC  {s.reason}" for s in self.steps]
+        return "\n".join([head, *rows])

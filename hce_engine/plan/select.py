@@ -1,0 +1,41 @@
+"""Which kernel a layer gets on the CPU, and the reason. The only place that decides it.
+
+The choice depends on the layer and the instruction set alone, never on timing inside the process, so that results do
+not depend on the machine's mood. The float table was measured with ``benchmarks/conv_algorithms.py``; docs/LOG.md has
+the figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Relative cost of one transform operation against one multiply-accumulate of the product stage, per instruction set.
+WINOGRAD_TRANSFORM_COST = {"avx512vnni": 2.2, "avx2": 2.2, "portable": 2.2}
+WINOGRAD_MARGIN = 1.1  # the direct kernel must be predicted slower by this much
+
+
+@dataclass(frozen=True)
+class ConvChoice:
+    winograd: bool
+    reason: str
+
+
+def winograd_cost(c: int, oc: int, out_h: int, out_w: int, transform: float) -> tuple[float, float]:
+    """(Winograd, direct) cost of a 3x3 layer in multiply-accumulates per image, partly filled tiles included."""
+    tiles = -(-out_h // 4) * -(-out_w // 4)
+    return tiles * (36 * c * oc + transform * (144 * c + 100 * oc)), 9.0 * c * oc * out_h * out_w
+
+
+def select_conv_f32(
+    isa: str, weight_shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int, out_h: int,
+    out_w: int,
+) -> ConvChoice:
+    """Direct or Winograd F(4x4, 3x3) for a float32 convolution; weight_shape [OC, C/groups, KH, KW]."""
+    oc, c, kh, kw = weight_shape
+    if (kh, kw) != (3, 3) or tuple(stride) != (1, 1) or tuple(dilation) != (1, 1) or groups != 1:
+        return ConvChoice(False, "direct: Winograd serves 3x3 kernels of stride 1 without groups")
+    winograd, direct = winograd_cost(c, oc, out_h, out_w, WINOGRAD_TRANSFORM_COST[isa])
+    ratio = direct / winograd
+    if ratio < WINOGRAD_MARGIN:
+        return ConvChoice(False, f"direct: Winograd predicted at {ratio:.2f}x")
+    return ConvChoice(True, f"Winograd F(4x4,3x3): predicted {ratio:.2f}x direct")

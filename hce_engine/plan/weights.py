@@ -1,0 +1,97 @@
+"""Weights in the order the CPU kernels read them (csrc/cpu/lanes.h, csrc/cpu/kernels/unpack.h).
+
+A block is a few output channels computed together; ``blocks`` rows are (first channel, channels, first input line,
+input lines, offset of its weights). Grouped and depthwise layers differ only in the lines their blocks read.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+CHUNK = 64  # weights per chunk of packed storage
+
+WINOGRAD_G = np.array(
+    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
+     [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]], np.float64,
+)  # fmt: skip
+
+
+def split_evenly(count: int, largest: int) -> list[int]:
+    """``count`` as a sum of as few as possible parts of at most ``largest``, as even as possible: 9 -> 5 + 4."""
+    parts = -(-count // largest)
+    return [(i + 1) * count // parts - i * count // parts for i in range(parts)]
+
+
+def blocks_u8(weight: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes ``[OC, C/groups, KH, KW]`` -> (codes in kernel order [n], blocks [OC/4, 5]).
+
+    Four output channels per block, [KH][KW][line][4 output][4 input]; places of channels that a block does not use
+    (group borders, channels beyond C or OC) hold weight 0, which is exact.
+    """
+    oc, cg, kh, kw = weight.shape
+    per = oc // groups
+    rows, parts, offset = [], [], 0
+    for first in range(0, oc, 4):
+        last = min(first + 4, oc)
+        begin, end = first // per * cg, ((last - 1) // per + 1) * cg
+        line, lines = begin // 4, -(-end // 4) - begin // 4
+        part = np.zeros((kh, kw, lines * 4, 4), np.int8)
+        for o in range(first, last):
+            to = o // per * cg - 4 * line
+            part[:, :, to : to + cg, o - first] = weight[o].transpose(1, 2, 0)
+        part = part.reshape(kh, kw, lines, 4, 4).swapaxes(3, 4)
+        rows.append((first, 4, line, lines, offset))
+        parts.append(part.ravel())
+        offset += part.size
+    return np.concatenate(parts), np.array(rows, np.int64)
+
+
+def blocks_f32(weight: np.ndarray, groups: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32 ``[OC, C/groups, KH, KW]`` -> (weights [block][KH][KW][C][channels], blocks); no block spans two groups."""
+    oc, cg, _, _ = weight.shape
+    per = oc // groups
+    rows, parts, offset = [], [], 0
+    for group in range(groups):
+        channel = group * per
+        for count in split_evenly(per, largest):
+            part = weight[channel : channel + count].transpose(2, 3, 1, 0)
+            rows.append((channel, count, group * cg, cg, offset))
+            parts.append(part.ravel())
+            offset += part.size
+            channel += count
+    return np.ascontiguousarray(np.concatenate(parts), np.float32), np.array(rows, np.int64)
+
+
+def blocks_winograd(weight: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32 ``[OC, C, 3, 3]`` -> (G w G^T, [36][block][C][channels], rounded once from float64; blocks)."""
+    oc, c, _, _ = weight.shape
+    transformed = np.einsum("ia,ocab,jb->ijco", WINOGRAD_G, weight.astype(np.float64), WINOGRAD_G).reshape(36, c, oc)
+    rows, parts, channel = [], [], 0
+    for count in split_evenly(oc, largest):
+        rows.append((channel, count, 0, c, channel * c))
+        parts.append(transformed[:, :, channel : channel + count].reshape(36, -1))
+        channel += count
+    return np.ascontiguousarray(np.concatenate(parts, axis=1), np.float32).ravel(), np.array(rows, np.int64)
+
+
+def pack(codes: np.ndarray, dtype: str) -> np.ndarray:
+    """int8 codes [n] in kernel order -> bytes, in chunks of 64 weights, the last one filled with zeros.
+
+    s4: byte i = weight i | weight i + 32 << 4.  s3: 16 bytes of low bit pairs (weights i, i + 16, i + 32, i + 48 in
+    byte i), then 8 bytes of sign bits (bit q of byte j: weight 8 q + j).  s8: as they are.
+    """
+    chunks = -(-codes.size // CHUNK)
+    full = np.zeros((chunks, CHUNK), np.int8)
+    full.ravel()[: codes.size] = codes
+    bits = full.view(np.uint8)
+    if dtype == "s8":
+        return bits.ravel()
+    if dtype == "s4":
+        return np.ascontiguousarray((bits[:, :32] & 15) | (bits[:, 32:] << 4)).ravel()
+    if dtype == "s3":
+        low = (bits & 3).reshape(chunks, 4, 16)
+        pairs = low[:, 0] | low[:, 1] << 2 | low[:, 2] << 4 | low[:, 3] << 6
+        sign = ((bits >> 2) & 1).reshape(chunks, 8, 8)  # [chunk][q][j]
+        signs = (sign << np.arange(8, dtype=np.uint8)[None, :, None]).sum(axis=1, dtype=np.uint8)
+        return np.ascontiguousarray(np.concatenate([pairs, signs], axis=1)).ravel()
+    raise ValueError(f"pack: expected s3, s4 or s8, got {dtype}")
