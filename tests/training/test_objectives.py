@@ -4,26 +4,27 @@ import math
 
 import pytest
 import torch
+
 from hce_engine.training.objectives import READINGS, EnsembleObjective
 
-O = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.4, 0.0]])
-Q = torch.tensor([[0.5, 1.0, -1.0], [0.0, 1.0, 0.3]])
+O_LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.4, 0.0]])
+Q_LOGITS = torch.tensor([[0.5, 1.0, -1.0], [0.0, 1.0, 0.3]])
 LABELS = torch.tensor([0, 1])
 
 
 def gradient(reading, s, temperature=2.0):
     s = s.clone().requires_grad_()
-    EnsembleObjective(reading, 0.0, 1.0, temperature)(s, O, Q, LABELS).backward()
+    EnsembleObjective(reading, 0.0, 1.0, temperature)(s, O_LOGITS, Q_LOGITS, LABELS).backward()
     return s.grad
 
 
 @pytest.mark.parametrize(
-    ("reading", "fixed_point"), [("V3", O - Q), ("V4", 2 * O - Q), ("V5", 2 * O - Q), ("kd", O)]
+    ("reading", "fixed_point"), [("V3", O_LOGITS - Q_LOGITS), ("V4", 2 * O_LOGITS - Q_LOGITS), ("V5", 2 * O_LOGITS - Q_LOGITS), ("kd", O_LOGITS)]
 )
 def test_fixed_point_has_no_loss_and_no_gradient(reading, fixed_point):
     # A constant added to all logits of an image changes nothing.
     s = fixed_point + torch.tensor([[3.0], [-1.0]])
-    assert READINGS[reading](s, O, Q, 2.0).item() == pytest.approx(0.0, abs=1e-6)
+    assert READINGS[reading](s, O_LOGITS, Q_LOGITS, 2.0).item() == pytest.approx(0.0, abs=1e-6)
     assert gradient(reading, s).abs().max() < 1e-6
     assert gradient(reading, s + torch.tensor([1.0, 0.0, 0.0])).abs().max() > 1e-2
 
@@ -37,18 +38,18 @@ def test_positive_part_by_hand():
 def test_positive_part_gradient_is_total_variation_times_the_gap():
     # d/ds of -sum d log p is (sum d) p - d, per image over the batch, times T^2 / T.
     s, t = torch.tensor([[0.1, 0.2, 0.3], [1.0, 0.0, 0.0]]), 2.0
-    d = ((O / t).softmax(1) - (Q / t).softmax(1)).clamp(min=0)
+    d = ((O_LOGITS / t).softmax(1) - (Q_LOGITS / t).softmax(1)).clamp(min=0)
     want = t * (d.sum(1, keepdim=True) * (s / t).softmax(1) - d) / len(s)
     torch.testing.assert_close(gradient("V1", s, t), want)
 
 
 def test_plain_distillation_ignores_q():
-    assert READINGS["kd"](Q, O, Q, 3.0) == READINGS["kd"](Q, O, O * 100, 3.0)
+    assert READINGS["kd"](Q_LOGITS, O_LOGITS, Q_LOGITS, 3.0) == READINGS["kd"](Q_LOGITS, O_LOGITS, O_LOGITS * 100, 3.0)
 
 
 @pytest.mark.parametrize("reading", READINGS)
 def test_teachers_get_no_gradient(reading):
-    s, o, q = (x.clone().requires_grad_() for x in (Q * 0.5, O, Q))
+    s, o, q = (x.clone().requires_grad_() for x in (Q_LOGITS * 0.5, O_LOGITS, Q_LOGITS))
     EnsembleObjective(reading, 0.3, 0.7, 4.0)(s, o, q, LABELS).backward()
     assert o.grad is None and q.grad is None and torch.isfinite(s.grad).all()
 
@@ -56,7 +57,7 @@ def test_teachers_get_no_gradient(reading):
 @pytest.mark.parametrize("reading", READINGS)
 def test_saturated_logits_stay_finite(reading):
     s = torch.tensor([[80.0, -80.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
-    value = EnsembleObjective(reading, 0.4, 0.6, 1.0)(s, O * 60, Q * 60, LABELS)
+    value = EnsembleObjective(reading, 0.4, 0.6, 1.0)(s, O_LOGITS * 60, Q_LOGITS * 60, LABELS)
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(s.grad).all()
 
@@ -64,5 +65,5 @@ def test_saturated_logits_stay_finite(reading):
 def test_weights_and_temperature_scale_the_terms():
     s = torch.tensor([[0.3, 0.1, 0.0], [0.0, 0.2, 0.9]])
     ce = torch.nn.functional.cross_entropy(s, LABELS)
-    term = READINGS["V5"](s, O, Q, 4.0)
-    torch.testing.assert_close(EnsembleObjective("V5", 0.2, 0.8, 4.0)(s, O, Q, LABELS), 0.2 * ce + 0.8 * 16 * term)
+    term = READINGS["V5"](s, O_LOGITS, Q_LOGITS, 4.0)
+    torch.testing.assert_close(EnsembleObjective("V5", 0.2, 0.8, 4.0)(s, O_LOGITS, Q_LOGITS, LABELS), 0.2 * ce + 0.8 * 16 * term)

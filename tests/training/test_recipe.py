@@ -1,6 +1,7 @@
 """Recipes: what ships is valid, and what is wrong is named."""
 
 import pytest
+
 from hce_engine.errors import RecipeError
 from hce_engine.training.recipe import available, load_recipe, parse
 
@@ -53,7 +54,7 @@ def test_what_is_wrong_is_named(values, message):
 
 
 def test_files_that_are_no_recipe(tmp_path):
-    with pytest.raises(RecipeError, match="one of .*quickstart-digits"):
+    with pytest.raises(RecipeError, match=r"one of .*quickstart-digits"):
         load_recipe(tmp_path / "missing.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("arch = [")

@@ -1,0 +1,167 @@
+"""The loop: schedules, one step, selection, and a kill at any moment that leaves no trace in the result."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hce_engine.errors import RecipeError
+from hce_engine.training.data import Augmentation, Batches, Split, mean_codes, to_split
+from hce_engine.training.graph_module import GraphModule
+from hce_engine.training.loop import Phase, accuracy, fit, learning_rate, optimizer_for, predict
+from hce_engine.training.progress import MetricsLog, TrainingProgress
+from hce_engine.training.recipe import FitSection
+
+from .float_graphs import CLASSES, Builder, pictures, residual
+
+OPTIONS = FitSection(epochs=3, lr=0.05, batch_size=8, weight_decay=1e-3, warmup=0.1, label_smoothing=0.1, grad_clip=5.0)
+
+
+def data(count: int = 28) -> Split:
+    labels = torch.arange(count) % CLASSES
+    images = pictures(count).transpose(0, 2, 3, 1)
+    return to_split(images, labels.numpy(), [str(c) for c in range(CLASSES)])
+
+
+def phase(out: Path, **changes: object) -> Phase:
+    batches = Batches(data(), OPTIONS.batch_size, Augmentation(2, True), mean_codes(Builder().input))
+    keys = {
+        "name": "o", "options": OPTIONS, "batches": batches, "loss": lambda z, x, y: F.cross_entropy(z, y), "seed": 7,
+        "state_path": out / "state.pt", "log": MetricsLog(out / "metrics.jsonl"), "progress": TrainingProgress(False),
+    }
+    return Phase(**{**keys, **changes})
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(count: int):
+    """A loss that dies in its ``count``-th call."""
+    calls = iter(range(count))
+
+    def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if next(calls, None) is None:
+            raise Killed
+        return F.cross_entropy(logits, labels)
+
+    return loss
+
+
+def same(a: GraphModule, b: GraphModule) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def holdout_score(module: torch.nn.Module) -> dict[str, float]:
+    return {"holdout": accuracy(predict(module, data(10)), data(10).labels)}
+
+
+@pytest.mark.parametrize("kills", [(0,), (2,), (4,), (5, 3), (11,), (1, 1, 1, 1)])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, kills: tuple[int, ...]) -> None:
+    whole = fit(GraphModule(residual()), phase(tmp_path / "whole", score=holdout_score))
+    for count in kills:
+        with pytest.raises(Killed):
+            fit(GraphModule(residual()), phase(tmp_path / "cut", score=holdout_score, save_seconds=0.0, loss=killed_at(count)))
+    cut = fit(GraphModule(residual()), phase(tmp_path / "cut", score=holdout_score))
+    assert same(whole, cut)
+
+    def records(run: str) -> list[dict]:
+        return [{k: v for k, v in r.items() if k != "images_per_second"} for r in MetricsLog(tmp_path / run / "metrics.jsonl").lines()]
+
+    assert records("whole") == records("cut") and len(records("cut")) == OPTIONS.epochs
+
+
+def test_a_kill_between_saves_costs_steps_but_not_the_result(tmp_path: Path) -> None:
+    whole = fit(GraphModule(residual()), phase(tmp_path / "whole"))
+    with pytest.raises(Killed):  # only the ends of epochs are saved
+        fit(GraphModule(residual()), phase(tmp_path / "cut", save_seconds=math.inf, loss=killed_at(7)))
+    assert same(whole, fit(GraphModule(residual()), phase(tmp_path / "cut")))
+
+
+def test_the_state_of_another_phase_is_not_taken(tmp_path: Path) -> None:
+    fit(GraphModule(residual()), phase(tmp_path))
+    again = fit(GraphModule(residual()), phase(tmp_path, name="s"))
+    assert same(again, fit(GraphModule(residual()), phase(tmp_path / "fresh", name="s")))
+    assert len(MetricsLog(tmp_path / "metrics.jsonl").lines()) == 2 * OPTIONS.epochs
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    fit(GraphModule(residual()), phase(tmp_path, options=replace(OPTIONS, epochs=8)))
+    losses = [r["loss"] for r in MetricsLog(tmp_path / "metrics.jsonl").lines()]
+    assert losses[-1] < losses[0]
+
+
+def test_the_best_epoch_on_the_holdout_is_kept(tmp_path: Path) -> None:
+    values = iter([0.2, 0.9, 0.5])
+    seen = []
+
+    def score(module: torch.nn.Module) -> dict[str, float]:
+        seen.append({k: v.clone() for k, v in module.state_dict().items()})
+        return {"holdout": next(values)}
+
+    module = fit(GraphModule(residual()), phase(tmp_path, score=score))
+    assert all(torch.equal(v, seen[1][k]) for k, v in module.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"finite loss.*lower the learning rate"):
+        fit(GraphModule(residual()), phase(tmp_path, loss=lambda z, x, y: z.sum() * float("nan")))
+
+
+def test_no_epochs_leave_the_module_alone(tmp_path: Path) -> None:
+    module = GraphModule(residual())
+    before = GraphModule(residual())
+    assert same(fit(module, phase(tmp_path, options=replace(OPTIONS, epochs=0))), before)
+
+
+def test_weight_decay_spares_norms_and_biases() -> None:
+    module = GraphModule(residual())
+    decayed, spared = optimizer_for(module, OPTIONS).param_groups
+    assert decayed["weight_decay"] == OPTIONS.weight_decay and spared["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in spared["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(module.parameters()))
+
+
+def test_cosine_warms_up_linearly_and_ends_near_zero() -> None:
+    options = FitSection(epochs=1, lr=1.0, warmup=0.1)
+    rates = [learning_rate(options, i, 100) for i in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and 0 < rates[99] < 1e-3
+    assert all(a >= b for a, b in pairwise(rates[9:]))
+
+
+def test_one_cycle_starts_at_a_tenth_and_ends_at_a_thousandth() -> None:
+    options = FitSection(epochs=1, lr=2.0, warmup=0.25, schedule="one-cycle")
+    rates = [learning_rate(options, i, 1000) for i in range(1000)]
+    assert rates[0] == pytest.approx(0.2, rel=0.05) and max(rates) == 2.0 and rates[-1] == pytest.approx(0.002, rel=0.01)
+
+
+def test_constant_is_constant() -> None:
+    options = FitSection(epochs=1, lr=0.3, schedule="constant")
+    assert {learning_rate(options, i, 50) for i in range(50)} == {0.3}
+
+
+def test_predict_restores_the_mode_and_does_not_depend_on_the_batch() -> None:
+    module = GraphModule(residual()).train()
+    a, b = predict(module, data(), 28), predict(module, data(), 5)
+    assert module.training
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_metrics_survive_a_line_cut_short(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append({"phase": "o", "epoch": 0})
+    log.append({"phase": "o", "epoch": 1})
+    with open(log.path, "a") as file:
+        file.write('{"phase": "o", "ep')
+    log.rewind("o", 2)
+    log.append({"phase": "o", "epoch": 2})
+    assert [r["epoch"] for r in log.lines()] == [0, 1, 2]
+    log.rewind("o", 1)
+    assert [r["epoch"] for r in log.lines()] == [0]
