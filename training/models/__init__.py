@@ -16,12 +16,17 @@ from torch import nn
 from hce_engine.errors import InputError
 from hce_engine.preprocess import UINT8_NHWC, InputSpec
 from hce_engine.training.models.checkpoint import load_checkpoint
+from hce_engine.training.models.mobilenet import MobileNetV2
 from hce_engine.training.models.resnet_cifar import CifarResNet
+from hce_engine.training.models.resnet_imagenet import BasicBlock, Bottleneck, ImageNetResNet
+from hce_engine.training.models.vgg import Vgg16Bn
+from hce_engine.training.models.wide_resnet import WideResNet
 
 __all__ = ["MODELS", "Arch", "load_checkpoint", "resolve"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_CIFAR10_WIDE = ((125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255))
 
 
 @dataclass(frozen=True)
@@ -40,19 +45,28 @@ class Arch:
     renames: tuple[tuple[str, str], ...] = ()
 
 
-def _cifar(statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> InputSpec:
-    return InputSpec(UINT8_NHWC, (3, 32, 32), *statistics)
-
-
 # Option-B checkpoints are public under torchvision's names for the shortcut and the head.
 _OPTION_B = ((r"(^|\.)downsample\.", r"\1shortcut."), (r"^fc\.", "linear."))
 
 
 def _registry() -> dict[str, Arch]:
+    def cifar(statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> InputSpec:
+        return InputSpec(UINT8_NHWC, (3, 32, 32), *statistics)
+
+    imagenet = InputSpec(UINT8_NHWC, (3, 224, 224), *_IMAGENET, resize="shorter-side-center-crop")
     archs = []
     for depth in (20, 32, 44, 56, 110):
-        archs.append(Arch(f"resnet{depth}", partial(_resnet, depth, "A"), _cifar(_IMAGENET)))
-        archs.append(Arch(f"resnet{depth}-b", partial(_resnet, depth, "B"), _cifar(_CIFAR10), renames=_OPTION_B))
+        archs.append(Arch(f"resnet{depth}", partial(_resnet, depth, "A"), cifar(_IMAGENET)))
+        archs.append(Arch(f"resnet{depth}-b", partial(_resnet, depth, "B"), cifar(_CIFAR10), renames=_OPTION_B))
+    archs += [
+        Arch("wrn16-8", partial(WideResNet, 16, 8), cifar(_CIFAR10_WIDE)),
+        Arch("wrn28-10", partial(WideResNet, 28, 10), cifar(_CIFAR10_WIDE)),
+        Arch("vgg16-bn", Vgg16Bn, cifar(_CIFAR10)),
+        Arch("resnet18", partial(ImageNetResNet, BasicBlock, (2, 2, 2, 2)), imagenet, 1000),
+        Arch("resnet34", partial(ImageNetResNet, BasicBlock, (3, 4, 6, 3)), imagenet, 1000),
+        Arch("resnet50", partial(ImageNetResNet, Bottleneck, (3, 4, 6, 3)), imagenet, 1000),
+        Arch("mobilenetv2", MobileNetV2, imagenet, 1000),
+    ]
     return {a.name: a for a in archs}
 
 
