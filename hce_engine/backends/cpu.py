@@ -1,0 +1,82 @@
+"""The CPU back end: turns plans into native programs once, then runs batches with one call into C++ per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .. import _native
+from ..graph import Graph
+from ..plan import Plan, Step, build_plan, components
+
+# Map arguments that a step may leave out.
+_ABSENT = {"conv_u8": ("y",), "conv_f32": ("residual", "scratch"), "add_f32": ("b",)}
+
+
+def _arguments(step: Step) -> dict[str, object]:
+    """Keyword arguments of the native builder: maps become (offset, row, pixel) references."""
+    refs: dict[str, object] = {key: m.ref for key, m in (*step.reads.items(), *step.writes.items())}
+    for key in _ABSENT.get(step.method, ()):
+        refs.setdefault(key, None)
+    arguments = {**step.arguments, **refs}
+    if step.method == "conv_u8":
+        residual, recoded = step.arguments["residual"], step.arguments["recoded"]
+        arguments["residual"] = None if residual is None else (refs["residual"], *residual)
+        arguments["recoded"] = None if recoded is None else (refs["recoded"], recoded)
+    return arguments
+
+
+def compile_plan(plan: Plan, image_shape: Sequence[int], float_images: bool):  # type: ignore[no-untyped-def]
+    """The native program of a plan; image_shape (C, H, W)."""
+    c, h, w = image_shape
+    program = _native.extension().Program(plan.isa, plan.arena_bytes, [h, w, c], float_images)
+    for step in plan.steps:
+        getattr(program, step.method)(**_arguments(step))
+    return program
+
+
+class CpuBackend:
+    """Programs for all members of a graph, and the threads that run them.
+
+    ``run`` is safe to call from several Python threads; calls take turns, each using all threads of the pool.
+    """
+
+    def __init__(self, graph: Graph, *, isa: str | None = None, threads: int = 1, poison: bool = False) -> None:
+        self.isa = _native.choose_isa(isa)
+        self.graph = graph
+        self.poison = poison
+        spec = graph.input.spec
+        self.plans = [build_plan(part, self.isa) for part in components(graph)]
+        self.programs = [compile_plan(plan, spec.shape, spec.dtype == "f32") for plan in self.plans]
+        self.classes = {m.name: graph[m.output].spec.shape[0] for m in graph.members}
+        self.executor = _native.extension().Executor(self.isa, threads)
+
+    def run(
+        self, images: np.ndarray, *, names: Sequence[str] | None = None, concurrent: bool = True
+    ) -> dict[str, np.ndarray]:
+        """Logits per member, float32 ``(N, classes)``. images: contiguous, as the graph's input (uint8 NHWC or float32 NCHW).
+
+        names: members whose logits are needed; groups of members without one of them do not run.
+        concurrent: all members' tiles in one list of tasks; otherwise one group of members after the other. The
+        results are the same bytes.
+        """
+        outputs = {name: np.empty((len(images), k), np.float32) for name, k in self.classes.items()}
+        if len(images):
+            jobs = [
+                (program, [outputs[name] for name in plan.members])
+                for plan, program in zip(self.plans, self.programs, strict=True)
+                if names is None or set(names) & set(plan.members)
+            ]
+            for batch in [jobs] if concurrent else [[job] for job in jobs]:
+                self.executor.run(batch, images, self.poison)
+        return outputs
+
+    def profile(self, images: np.ndarray) -> Mapping[str, list[tuple[Step, float]]]:
+        """Seconds per step over the batch on one thread, per group of members ("q+s" if they share a trunk)."""
+        result = {}
+        for plan, program in zip(self.plans, self.programs, strict=True):
+            outputs = [np.empty((len(images), self.classes[name]), np.float32) for name in plan.members]
+            nanoseconds = self.executor.profile(program, images, outputs)
+            result["+".join(plan.members)] = [(s, ns * 1e-9) for s, ns in zip(plan.steps, nanoseconds, strict=True)]
+        return result
