@@ -30,12 +30,18 @@ def test_round_trip(dtype: str, cols: int) -> None:
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_are_refused_or_have_this_one_meaning(seed: int, rows: int, cols: int, dtype: str) -> None:
     packed = np.random.default_rng(seed).integers(0, 256, (rows, row_bytes(cols, dtype))).astype(np.uint8)
-    try:
-        codes = unpack(packed, cols, dtype)
-    except ValueError as error:
-        assert "padding" in str(error)
-    else:
-        assert np.array_equal(pack(codes, dtype), packed)
+    clean = packed.copy()
+    bits = DTYPES[dtype].bits
+    if bits == 4 and cols % 2:
+        clean[:, -1] &= 15
+    elif bits == 3 and cols:
+        planes = -(-cols // 4)
+        clean[:, planes - 1] &= 0xFF >> 2 * (-cols % 4)
+        clean[:, -1] &= 0xFF >> -cols % 8
+    assert np.array_equal(pack(unpack(clean, cols, dtype), dtype), clean)
+    if not np.array_equal(clean, packed):
+        with pytest.raises(ValueError, match="padding"):
+            unpack(packed, cols, dtype)
 
 
 @pytest.mark.parametrize("dtype", CODES)
