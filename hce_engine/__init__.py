@@ -1,30 +1,28 @@
 """HCE Engine: compressed CNN ensembles that run as fast as their FLOPs say.
 
-    import hce_engine as hce
-    engine = hce.load("model.hce")
-    logits = engine(images)
+    engine = hce_engine.load("model.hce")          logits = engine(images)
+    hce_engine.build({"q": quantized, "s": pruned}, example, path="model.hce")
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Artifact", "Engine", "HceError", "__version__", "build", "load"]
+__all__ = ["Artifact", "Engine", "InputSpec", "__version__", "build", "load"]
 
 if TYPE_CHECKING:
     from .artifact import Artifact
-    from .build import build
+    from .builder import build
     from .engine import Engine, load
-    from .errors import HceError
+    from .preprocess import InputSpec
 
-_HOMES = {"Artifact": "artifact", "Engine": "engine", "load": "engine", "HceError": "errors", "build": "build"}
+# Imported at first use: the command line must not wait for torch to print its help.
+_HOME = {"Artifact": "artifact", "Engine": "engine", "InputSpec": "preprocess", "build": "builder", "load": "engine"}
 
 
 def __getattr__(name: str) -> Any:
-    # Looked up on first use: loading and running an artifact does not import torch.
-    if name not in _HOMES:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

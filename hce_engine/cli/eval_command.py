@@ -1,0 +1,74 @@
+"""``hce eval``: how right each member and the ensemble are, how differently they err, how calibrated they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import common
+from .output import percent, progress_bar, show_table, write_json
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True,
+              help="CIFAR binary folder, image folder (one sub-folder per class) or .npz.")
+@click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True, help="Images per call.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine; default: all usable cores.")
+@common
+def command(
+    model: Path, data: Path, split: str, batch: int, threads: int | None, json_path: Path | None, device: str
+) -> int:
+    """Measure accuracy of each member and of the ensemble of MODEL on labelled images.
+
+    \b
+    Example:
+      hce eval model.hce --data cifar-10-batches-bin --json eval.json
+    """
+    import numpy as np
+
+    from .. import images, load
+    from ..errors import DataError
+    from ..training.evaluate import evaluate_logits
+
+    engine = load(model, device=device, threads=threads)
+    labelled = images.load_labelled(data, split=split)
+    graph = engine.artifact.graph
+    classes = graph[graph.voters[0].output].spec.shape[0]
+    if len(labelled.labels) and int(labelled.labels.max()) >= classes:
+        raise DataError(f"data {data}", expected=f"labels below {classes}, the classes of {model}",
+                        got=f"label {int(labelled.labels.max())}", fix="evaluate on the data the model was trained for")
+    parts: dict[str, list[Any]] = {}
+    with progress_bar("evaluating", len(labelled.labels)) as bar:
+        for start in range(0, len(labelled.labels), batch):
+            chunk = labelled.images[start : start + batch]
+            for name, logits in engine.members(chunk).items():
+                parts.setdefault(name, []).append(np.asarray(logits))
+            bar.advance(len(chunk))
+    voters = [m.name for m in graph.voters]
+    result = evaluate_logits({k: np.concatenate(v) for k, v in parts.items()}, labelled.labels, voters)
+    if str(json_path) != "-":
+        _show(model, data, split, result)
+    write_json(json_path, "eval", {"model": str(model), "data": str(data), "split": split, **result})
+    return 0
+
+
+def _show(model: Path, data: Path, split: str, result: dict[str, Any]) -> None:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    rows = [
+        (name, str(m["correct"]), percent(m["accuracy"]), " to ".join(percent(v) for v in m["interval"]),
+         number(m["nll"]), number(m["ece"]), number(m["brier"]))
+        for name, m in result["members"].items()
+    ]
+    show_table(f"{model} on {data} ({split}, {result['total']} images)",
+               ("member", "correct", "accuracy", "95 % interval", "NLL", "ECE", "Brier"), rows)
+    if result["pairs"]:
+        show_table("How differently the members err", ("pair", "disagree", "both wrong", "Q statistic", "error overlap"), [
+            (pair, percent(p["disagreement"]), percent(p["double_fault"]), number(p["q_statistic"]), number(p["error_overlap"]))
+            for pair, p in result["pairs"].items()
+        ])

@@ -1,0 +1,47 @@
+"""Options and argument types that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..errors import InputError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _remember_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(dict)["debug"] = True
+
+
+def common(command: Command) -> Command:
+    """``--json FILE``, ``--device`` and ``--debug``, which every command has."""
+    command = click.option("--debug", is_flag=True, expose_value=False, is_eager=True, callback=_remember_debug,
+                           help="Show the traceback of an error.")(command)
+    command = click.option("--device", default="auto", show_default=True,
+                           type=click.Choice(["auto", "cpu", "cuda", "reference"]),
+                           help="Where to compute; reference is slow and exact.")(command)
+    return click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",
+                        help="Also write the result as JSON (- for stdout).")(command)
+
+
+def training_device(device: str) -> str:
+    """``device`` if one can train on it; raises InputError for ``reference``."""
+    if device == "reference":
+        raise InputError("--device", expected="auto, cpu or cuda for training", got=device, fix="choose one of these")
+    return device
+
+
+def numbers(value: str | None, option: str) -> tuple[float, ...] | None:
+    """``"0.485,0.456,0.406"`` -> (0.485, 0.456, 0.406); None stays None."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise InputError(option, expected="numbers separated by commas, one per channel", got=repr(value),
+                         fix=f"write for example {option} 0.485,0.456,0.406") from None
