@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import common, numbers
+from .options import common, find_own_models, numbers
 from .output import amount, percent, say, show_table, write_json
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def _from_checkpoint(
     if arch is None:
         raise InputError(f"build of {source}", expected="--arch with a checkpoint", got="none",
                          fix=f"name one of {', '.join(MODELS)}, or package.module:factory")
+    find_own_models()
     module, architecture = resolve(arch, classes)
     load_checkpoint(module, source, architecture.renames)
     spec = architecture.input

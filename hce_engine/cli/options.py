@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +29,12 @@ def common(command: Command) -> Command:
                            help="Where to compute; reference is slow and exact.")(command)
     return click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",
                         help="Also write the result as JSON (- for stdout).")(command)
+
+
+def find_own_models() -> None:
+    """Lets ``--arch package.module:factory`` name a module in the working folder, after everything that is installed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def training_device(device: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import common, training_device
+from .options import common, find_own_models, training_device
 from .output import percent, say, show_table, write_json
 
 
@@ -36,6 +36,7 @@ def command(
       hce train my.toml --arch mypackage.models:small_net --data photos/ --out runs/mine
     """
     device = training_device(device)
+    find_own_models()
     from ..training.run import train
 
     result = train(

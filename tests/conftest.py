@@ -1,0 +1,22 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Time per example depends on the machine and says nothing about correctness.
+settings.register_profile("hce", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("hce")
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    """Folder of the CIFAR-10 binary files, named by HCE_DATA; tests that need it are skipped without."""
+    folder = os.environ.get("HCE_DATA")
+    if not folder:
+        pytest.skip("HCE_DATA does not name a folder with the CIFAR-10 binary files")
+    return Path(folder)
