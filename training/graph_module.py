@@ -194,7 +194,7 @@ class GraphModule(nn.Module):
             attach(self, node.name, module)
             steps.append((module, tuple(position[name] for name in node.inputs)))
         self._steps = tuple(steps)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @staticmethod
     def _module(node: Node, read_by: list[str]) -> nn.Module:
@@ -215,6 +215,11 @@ class GraphModule(nn.Module):
         for module, inputs in self._steps:
             values.append(module(*[values[i] for i in inputs]))
         return values[self.output]
+
+    def of(self, name: str) -> nn.Module:
+        """The module of the node ``name``."""
+        names = [node.name for node in self.graph.nodes[1:]]
+        return self._steps[names.index(name)][0]
 
     def to_graph(self) -> Graph:
         """The graph with the values of now (float32 copies), verified."""
