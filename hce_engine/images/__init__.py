@@ -1,0 +1,10 @@
+"""Images from disk: labelled sets for training and evaluation, and streams of batches for inference.
+
+Understood are the CIFAR-10 and CIFAR-100 *binary* folders, folders of image files, and ``.npy`` / ``.npz`` arrays. No
+format that can hold code is read: Python pickles, and numpy arrays of objects, are refused.
+"""
+
+from .labelled import Labelled, load_labelled
+from .source import ImageSource, Skipped, open_images
+
+__all__ = ["ImageSource", "Labelled", "Skipped", "load_labelled", "open_images"]

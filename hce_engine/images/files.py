@@ -1,0 +1,85 @@
+"""Image files: which files of a folder count, in what order, and how one becomes pixels.
+
+Decoded with Pillow, restricted to raster formats (its EPS reader, for one, starts another program). Files are found by
+suffix, in sub-folders too, links to folders not followed; the order is that of their paths as text, which is the same on
+every machine. Other files are ignored.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DataError, InputError
+from ..preprocess import InputSpec
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+_PIXEL_LIMIT = 1 << 26  # 64 million; a compressed file of a few bytes can claim any size
+_WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def image_files(folder: Path) -> list[str]:
+    """Paths of the image files under ``folder``, relative to it, with ``/``, sorted."""
+    def stop(error: OSError) -> None:
+        raise DataError(f"data {error.filename}", expected="a readable folder", got=error.strerror or str(error),
+                        fix="check the path and its permissions") from None
+
+    return sorted(
+        (Path(place) / name).relative_to(folder).as_posix()
+        for place, _, names in os.walk(folder, onerror=stop)
+        for name in names
+        if name.lower().endswith(SUFFIXES)
+    )
+
+
+def read_image(path: Path, channels: int, spec: InputSpec | None = None) -> np.ndarray:
+    """Pixels uint8 ``(H, W, channels)``: RGB for 3, grey for 1; transparency is dropped, of several frames the first counts.
+
+    spec: bring the image to its (H, W) by its resize rule (bilinear, antialiased). ``shorter-side-center-crop`` scales
+    until the image just covers (H, W), then cuts the middle out. Raises DataError for a file that is unreadable, has
+    more than 8 bits per channel, or has another size where the rule is ``none``; InputError for other channel counts.
+    """
+    mode = {1: "L", 3: "RGB"}.get(channels)
+    if mode is None:
+        raise InputError(f"image {path}", expected="a model of 1 or 3 channels for image files", got=str(channels),
+                         fix="pass a .npy or .npz array")
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > _PIXEL_LIMIT:
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {_PIXEL_LIMIT >> 20} million")
+            if image.mode in _WIDE_MODES:
+                raise ValueError(f"mode {image.mode}, which has more than 8 bits per channel")
+            pixels = image.convert(mode)
+    except Exception as error:  # decoders raise whatever their damaged input leads them to
+        raise DataError(f"image {path}", expected="a readable 8-bit image", got=str(error)[:200] or type(error).__name__,
+                        fix="remove or replace the file, or skip such files with --skip-bad") from None
+    if spec is not None:
+        pixels = _fit(pixels, spec, path)
+    return np.asarray(pixels, np.uint8).reshape(pixels.height, pixels.width, channels)
+
+
+def _fit(image: Image.Image, spec: InputSpec, path: Path) -> Image.Image:
+    _, h, w = spec.shape
+    if image.size == (w, h):
+        return image
+    if spec.resize == "none":
+        raise DataError(f"image {path}", expected=f"{w} x {h} pixels", got=f"{image.width} x {image.height}",
+                        fix="resize the images, or build the model with a resize rule")
+    if spec.resize == "squash":
+        return image.resize((w, h), Image.Resampling.BILINEAR)
+    factor = max(w / image.width, h / image.height)
+    wide, high = max(w, round(image.width * factor)), max(h, round(image.height * factor))
+    left, top = (wide - w) // 2, (high - h) // 2
+    return image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + w, top + h))
+
+
+def to_input(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """A batch of pixels uint8 ``(N, H, W, C)`` as the model takes it: itself, or float32 ``(N, C, H, W)`` in [low, high]."""
+    if spec.numpy_dtype == np.uint8:
+        return pixels
+    unit = np.float32((spec.high - spec.low) / 255.0)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) * unit + np.float32(spec.low)
