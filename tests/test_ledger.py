@@ -137,3 +137,15 @@ def test_bytes_follow_the_width() -> None:
 def test_costs_add() -> None:
     one = Cost(1, 2, 3, 4.0, 5, 6.0, 7.0, 8.0)
     assert dataclasses.astuple(one + one) == (2, 4, 6, 8.0, 10, 12.0, 14.0, 16.0)
+
+
+@pytest.mark.parametrize(("name", "millions", "digits"), [("resnet20", 40.93, 2), ("resnet20-b", 41.215, 3), ("resnet56-b", 126.837, 3)])
+def test_captured_networks_cost_the_same(name: str, millions: float, digits: int) -> None:
+    from hce_engine.capture import capture
+    from hce_engine.graph import passes
+    from hce_engine.training.models import resolve
+
+    module, arch = resolve(name)
+    graph = capture(module, arch.input)
+    for stage in (graph, passes.lower(graph)):
+        assert round(member_costs(stage)["o"].flops_paper / 1e6, digits) == millions
