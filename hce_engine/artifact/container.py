@@ -26,7 +26,7 @@ import safetensors
 from ..errors import ArtifactError
 from . import strict_json
 
-HEADER_LIMIT = 4 << 20  # bytes; a three-member ResNet-110 takes 0.6 MB
+HEADER_LIMIT = 4 << 20  # bytes; three float ResNet-110 members take 270 kB
 FILE_LIMIT = 4 << 30  # bytes
 TENSOR_LIMIT = 8192
 DOCUMENT_KEY, DIGEST_KEY = "hce", "hce_sha256"
