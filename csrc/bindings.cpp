@@ -33,7 +33,7 @@ Extent ToExtent(const Size3& e) {
 }
 
 CodeRange ToRange(const Size3& r) {  // zero_point, qmin, qmax
-  return {r[0], static_cast<float>(r[1] - r[0]), static_cast<float>(r[2] - r[0])};
+  return {r[0], r[1], r[2], static_cast<float>(r[1] - r[0]), static_cast<float>(r[2] - r[0])};
 }
 Recode ToRecode(const std::array<int32_t, 5>& r) { return {r[0], r[1], r[2], r[3], r[4]}; }
 
@@ -138,12 +138,12 @@ PYBIND11_MODULE(_C, m) {
       .def("conv_u8",
            [](Program& p, const std::array<int32_t, 14>& shape, const Array<int64_t>& blocks, const std::string& storage,
               const Array<uint8_t>& packed, const Array<int32_t>& bias, const Array<float>& multiplier, bool pairs_fit,
-              const Ref& x, const std::optional<Ref>& y, const Size3& range,
+              bool fits_int32, const Ref& x, const std::optional<Ref>& y, const Size3& range,
               const std::optional<std::tuple<Ref, float, int32_t>>& residual,
               const std::optional<std::tuple<Ref, std::array<int32_t, 5>>>& recoded,
               const std::optional<Array<float>>& offset) {
              ConvU8Spec s{ToShape(shape), ToBlocks(blocks), ToStorage(storage), ToVector(packed), ToVector(bias),
-                          ToVector(multiplier), pairs_fit, ToMap(x), ToMap(y), ToRange(range), {}, {}, {}};
+                          ToVector(multiplier), pairs_fit, fits_int32, ToMap(x), ToMap(y), ToRange(range), {}, {}, {}};
              if (residual)
                s.residual = ResidualU8{ToMap(std::get<0>(*residual)), std::get<1>(*residual), std::get<2>(*residual)};
              if (recoded) s.recoded = RecodedOutput{ToMap(std::get<0>(*recoded)), ToRecode(std::get<1>(*recoded))};
@@ -151,7 +151,7 @@ PYBIND11_MODULE(_C, m) {
              AddConvU8(p, std::move(s));
            },
            py::kw_only(), py::arg("shape"), py::arg("blocks").noconvert(), py::arg("storage"), py::arg("packed").noconvert(),
-           py::arg("bias").noconvert(), py::arg("multiplier").noconvert(), py::arg("pairs_fit"), py::arg("x"),
+           py::arg("bias").noconvert(), py::arg("multiplier").noconvert(), py::arg("pairs_fit"), py::arg("fits_int32"), py::arg("x"),
            py::arg("y"), py::arg("range"), py::arg("residual"), py::arg("recoded"), py::arg("offset"))
       .def("conv_f32",
            [](Program& p, const std::array<int32_t, 14>& shape, const Array<int64_t>& blocks, const Array<float>& weight,

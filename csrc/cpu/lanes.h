@@ -43,9 +43,10 @@ struct View {
   int64_t row, pixel;
 };
 
-// code = zero_point + rne(clamp(v, low, high)), low = qmin - zero_point, high = qmax - zero_point.
+// code = zero_point + rne(clamp(v, low, high)), low = qmin - zero_point, high = qmax - zero_point; which equals
+// clamp(zero_point + rne(v), qmin, qmax), because the ends are integers and rounding is monotone.
 struct CodeRange {
-  int32_t zero_point;
+  int32_t zero_point, qmin, qmax;
   float low, high;
 };
 
@@ -65,7 +66,8 @@ struct ConvU8Args {
   const int8_t* weight;
   const int32_t* bias;
   const float* multiplier;
-  bool pairs_fit;  // 2 * max(x) * max|w| < 2^15: two products fit int16
+  bool pairs_fit;   // 2 * max(x) * max|w| < 2^15: two products fit int16
+  bool fits_int32;  // |f32(acc) * m + residual| < 2^31 is proven: convert first, clamp the integers
   View y;
   CodeRange range;
   ConstView residual;

@@ -107,6 +107,7 @@ void AddConvU8(Program& program, ConvU8Spec spec) {
     a.bias = spec.bias.data();
     a.multiplier = spec.multiplier.data();
     a.pairs_fit = spec.pairs_fit;
+    a.fits_int32 = spec.fits_int32;
     a.range = spec.range;
     if (logits) {
       a.logits = reinterpret_cast<float*>(tile.arena + spec.y.offset);

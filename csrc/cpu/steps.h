@@ -32,7 +32,7 @@ struct ConvU8Spec {
   std::vector<uint8_t> packed;
   std::vector<int32_t> bias;
   std::vector<float> multiplier;
-  bool pairs_fit;
+  bool pairs_fit, fits_int32;
   MapRef x, y;
   CodeRange range;
   std::optional<ResidualU8> residual;

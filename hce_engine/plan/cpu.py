@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from .. import _native
+from .. import _native, numerics
 from ..errors import UnsupportedError
 from ..graph import Graph, Node, verify
 from . import memory, select, weights
@@ -155,6 +156,12 @@ class _Lowering:
         packed = weights.pack(codes, storage)
         pairs_fit = 2 * source.type.qmax * int(np.abs(codes.astype(np.int32)).max(initial=0)) <= INT16_LIMIT
 
+        # |f32(acc) * m + (r - z) * g|, with a little room for the three roundings.
+        largest = np.abs(node.params["multiplier"]).max(initial=0) * float(
+            numerics.accumulator_bound(weight, node.params["bias"], source.type.qmax).max(initial=0)
+        ) + 255 * abs(node.attrs.get("residual_multiplier", 0.0))
+        fits_int32 = bool(largest * 1.001 < numerics.INT32_LIMIT)
+
         def pad(values: np.ndarray) -> np.ndarray:
             return np.concatenate([values, np.zeros(padded - oc, values.dtype)])
 
@@ -181,7 +188,7 @@ class _Lowering:
         reason = f"dot products of 4 codes on {self.isa}" + ("" if pairs_fit else ", 8-bit pairs split where int16 is too small")
         self.emit(nodes, kernel, reason, "conv_u8", reads, writes, macs=weight.size * shape[3] * shape[4],
                   packed_bytes=packed.nbytes, shape=shape, blocks=blocks, storage=storage, packed=packed,
-                  bias=pad(node.params["bias"]), multiplier=pad(node.params["multiplier"]), pairs_fit=pairs_fit,
+                  bias=pad(node.params["bias"]), multiplier=pad(node.params["multiplier"]), pairs_fit=pairs_fit, fits_int32=fits_int32,
                   range=(0, 0, 0) if logits else self.range(node), residual=residual, recoded=recoded, offset=offset)
 
     # -- everything else --------------------------------------------------------------------------------------------
@@ -355,4 +362,8 @@ def components(graph: Graph) -> list[Graph]:
             names = other[1] + names
             groups.remove(other)
         groups.append((nodes, names))
-    return [graph.only(*names) for _, names in groups]
+    # A plan knows no roles, and a group of reference members alone must be a legal graph too.
+    return [
+        Graph(part.nodes, tuple(replace(m, role="vote") for m in part.members))
+        for part in (graph.only(*names) for _, names in groups)
+    ]

@@ -21,6 +21,65 @@ inline typename S::I PackFour(const typename S::I (&c)[4]) {
                 S::OrI(S::template ShiftLeft<16>(c[2]), S::template ShiftLeft<24>(c[3])));
 }
 
+// The recoded form of one line of codes.
+template <class S>
+inline typename S::I RecodedLine(typename S::I line, const Recode& r) {
+  if constexpr (S::kSaturatingPack)
+    if (r.zero_point_in == 0 && r.zero_point == 0 && r.qmin == 0 && r.k < (1 << 16)) return S::RecodeLine(line, r.k, r.qmax);
+  typename S::I codes[4];
+  for (auto& code : codes) {
+    code = Recoded<S>(S::AndI(line, S::SetI(0xff)), r);
+    line = S::template ShiftRight<8>(line);
+  }
+  return PackFour<S>(codes);
+}
+
+// Epilogue of four output channels of one pixel: requantization, residual, clamp, packing, recoded copy.
+template <class S>
+inline void StoreCodes(const ConvU8Args& a, const typename S::I (&acc)[4], int channel, int i, int j, int lane) {
+  using I = typename S::I;
+  const int64_t line = (channel / 4) * kLineBytes + lane * 4;
+  typename S::F v[4];
+#pragma GCC unroll 4
+  for (int o = 0; o < 4; ++o) v[o] = S::Mul(S::ToFloat(acc[o]), S::Set(a.multiplier[channel + o]));
+  if (a.residual.data) {
+    I residual = S::LoadI(a.residual.data + i * a.residual.row + j * a.residual.pixel + line);
+    const I zero = S::SetI(a.residual_zero_point);
+    const auto factor = S::Set(a.residual_multiplier);
+#pragma GCC unroll 4
+    for (int o = 0; o < 4; ++o) {
+      v[o] = S::Add(v[o], S::Mul(S::ToFloat(S::SubI(S::AndI(residual, S::SetI(0xff)), zero)), factor));
+      residual = S::template ShiftRight<8>(residual);
+    }
+  }
+  I codes = S::ZeroI();
+  bool packed = false;
+  if constexpr (S::kSaturatingPack) {
+    if (a.fits_int32) {
+      const I rounded[4] = {S::Round(v[0]), S::Round(v[1]), S::Round(v[2]), S::Round(v[3])};
+      codes = S::PackCodes(rounded, a.range.zero_point, a.range.qmin, a.range.qmax);
+      packed = true;
+    }
+  }
+  if (!packed) {
+    I four[4];
+    for (int o = 0; o < 4; ++o)
+      four[o] = S::AddI(S::Round(S::Clamp(v[o], S::Set(a.range.low), S::Set(a.range.high))), S::SetI(a.range.zero_point));
+    codes = PackFour<S>(four);
+  }
+  if (a.y.data) S::StoreI(a.y.data + i * a.y.row + j * a.y.pixel + line, codes);
+  if (a.y2.data) S::StoreI(a.y2.data + i * a.y2.row + j * a.y2.pixel + line, RecodedLine<S>(codes, a.recode));
+}
+
+// Epilogue of a head: float32 logits, two roundings.
+template <class S>
+inline void StoreLogitLines(const ConvU8Args& a, const typename S::I (&acc)[4], int channel, int lane) {
+  for (int o = 0; o < 4; ++o) {
+    const auto v = S::Mul(S::ToFloat(acc[o]), S::Set(a.multiplier[channel + o]));
+    S::Store(a.logits + (channel + o) * kTile + lane, S::Add(v, S::Set(a.offset[channel + o])));
+  }
+}
+
 template <class S, int P, bool kPairsFit>
 inline void ConvU8Block(const ConvU8Args& a, const ConvBlock& b, int i, int j, int lane) {
   using I = typename S::I;
@@ -49,36 +108,11 @@ inline void ConvU8Block(const ConvU8Args& a, const ConvBlock& b, int i, int j, i
     }
   }
   if (a.logits) {
-    for (int o = 0; o < 4 && o < b.count; ++o) {
-      const auto v = S::Mul(S::ToFloat(acc[0][o]), S::Set(a.multiplier[b.channel + o]));
-      S::Store(a.logits + (b.channel + o) * kTile + lane, S::Add(v, S::Set(a.offset[b.channel + o])));
-    }
+    StoreLogitLines<S>(a, acc[0], b.channel, lane);
     return;
   }
-  const int64_t line = (b.channel / 4) * kLineBytes + lane * 4;
-  const auto low = S::Set(a.range.low), high = S::Set(a.range.high);
-  const I zero_point = S::SetI(a.range.zero_point);
 #pragma GCC unroll 8
-  for (int p = 0; p < P; ++p) {
-    I residual = S::ZeroI();
-    if (a.residual.data) residual = S::LoadI(a.residual.data + i * a.residual.row + (j + p) * a.residual.pixel + line);
-    I codes[4];
-#pragma GCC unroll 4
-    for (int o = 0; o < 4; ++o) {
-      auto v = S::Mul(S::ToFloat(acc[p][o]), S::Set(a.multiplier[b.channel + o]));
-      if (a.residual.data) {
-        const I r = S::SubI(S::AndI(residual, S::SetI(0xff)), S::SetI(a.residual_zero_point));
-        v = S::Add(v, S::Mul(S::ToFloat(r), S::Set(a.residual_multiplier)));
-        residual = S::template ShiftRight<8>(residual);
-      }
-      codes[o] = S::AddI(S::Round(S::Clamp(v, low, high)), zero_point);
-    }
-    if (a.y.data) S::StoreI(a.y.data + i * a.y.row + (j + p) * a.y.pixel + line, PackFour<S>(codes));
-    if (a.y2.data) {
-      for (int o = 0; o < 4; ++o) codes[o] = Recoded<S>(codes[o], a.recode);
-      S::StoreI(a.y2.data + i * a.y2.row + (j + p) * a.y2.pixel + line, PackFour<S>(codes));
-    }
-  }
+  for (int p = 0; p < P; ++p) StoreCodes<S>(a, acc[p], b.channel, i, j + p, lane);
 }
 
 template <class S, bool kPairsFit, int P>

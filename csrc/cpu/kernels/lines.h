@@ -181,15 +181,9 @@ template <class S>
 void RecodeU8(const RecodeArgs& a) {
   for (int i = 0; i < a.extent.h; ++i)
     for (int j = 0; j < a.extent.w; ++j)
-      for (int64_t n = 0; n < a.extent.lines * kLineBytes; n += S::kLanes * 4) {
-        auto v = S::LoadI(a.x.data + i * a.x.row + j * a.x.pixel + n);
-        typename S::I codes[4];
-        for (int k = 0; k < 4; ++k) {
-          codes[k] = Recoded<S>(S::AndI(v, S::SetI(0xff)), a.recode);
-          v = S::template ShiftRight<8>(v);
-        }
-        S::StoreI(a.y.data + i * a.y.row + j * a.y.pixel + n, PackFour<S>(codes));
-      }
+      for (int64_t n = 0; n < a.extent.lines * kLineBytes; n += S::kLanes * 4)
+        S::StoreI(a.y.data + i * a.y.row + j * a.y.pixel + n,
+                  RecodedLine<S>(S::LoadI(a.x.data + i * a.x.row + j * a.x.pixel + n), a.recode));
 }
 
 template <class S>

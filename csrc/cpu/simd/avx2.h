@@ -46,6 +46,30 @@ struct Simd {
   static F ToFloat(I v) { return _mm256_cvtepi32_ps(v); }
   static I Round(F v) { return _mm256_cvtps_epi32(v); }
 
+  // As in avx512.h, eight images at a time.
+  static constexpr bool kSaturatingPack = true;
+  static I PackCodes(const I (&v)[4], int zero_point, int qmin, int qmax) {
+    I low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
+    if (zero_point) {
+      const I z = _mm256_set1_epi16(static_cast<short>(zero_point));
+      low = _mm256_adds_epi16(low, z);
+      high = _mm256_adds_epi16(high, z);
+    }
+    const I order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const I codes = _mm256_shuffle_epi8(_mm256_packus_epi16(low, high), order);
+    return _mm256_min_epu8(_mm256_max_epu8(codes, _mm256_set1_epi8(static_cast<char>(qmin))),
+                           _mm256_set1_epi8(static_cast<char>(qmax)));
+  }
+  static I RecodeLine(I line, int k, int qmax) {
+    const I factor = _mm256_set1_epi16(static_cast<short>(k)), top = _mm256_set1_epi16(static_cast<short>(qmax));
+    const auto scaled = [&](I r) {
+      const I product = _mm256_add_epi16(_mm256_mulhi_epu16(r, factor), _mm256_srli_epi16(_mm256_mullo_epi16(r, factor), 15));
+      return _mm256_min_epu16(product, top);
+    };
+    const I even = scaled(_mm256_and_si256(line, _mm256_set1_epi16(0xff)));
+    return _mm256_or_si256(even, _mm256_slli_epi16(scaled(_mm256_srli_epi16(line, 8)), 8));
+  }
+
   // vpmaddubsw adds two products in int16 and saturates. kPairsFit: the caller has proven 2 * max(x) * max|w| < 2^15,
   // so it cannot. Otherwise x is split into its low 7 bits and its top bit: 2 * 127 * 128 < 2^15 and the top bit's
   // pairs are weighted by 128 in the widening step, which makes 8-bit codes exact as well, at twice the work.

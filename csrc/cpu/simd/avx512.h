@@ -47,6 +47,34 @@ struct Simd {
   static F ToFloat(I v) { return _mm512_cvtepi32_ps(v); }
   static I Round(F v) { return _mm512_cvtps_epi32(v); }  // half to even, the MXCSR default
 
+  // Four channels' results as one line of codes: byte k of each 4-byte lane is
+  // clamp(v[k] + zero_point, qmin, qmax). The saturation of the packing instructions does the wide part of the clamp,
+  // so v may be any int32.
+  static constexpr bool kSaturatingPack = true;
+  static I PackCodes(const I (&v)[4], int zero_point, int qmin, int qmax) {
+    I low = _mm512_packs_epi32(v[0], v[1]), high = _mm512_packs_epi32(v[2], v[3]);
+    if (zero_point) {
+      const I z = _mm512_set1_epi16(static_cast<short>(zero_point));
+      low = _mm512_adds_epi16(low, z);
+      high = _mm512_adds_epi16(high, z);
+    }
+    const I order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const I codes = _mm512_shuffle_epi8(_mm512_packus_epi16(low, high), order);
+    return _mm512_min_epu8(_mm512_max_epu8(codes, _mm512_set1_epi8(static_cast<char>(qmin))),
+                           _mm512_set1_epi8(static_cast<char>(qmax)));
+  }
+  // (r * k + 2^15) >> 16 for every byte r of a line, k < 2^16, then at most qmax: the high half of the 16-bit product
+  // plus the top bit of its low half.
+  static I RecodeLine(I line, int k, int qmax) {
+    const I factor = _mm512_set1_epi16(static_cast<short>(k)), top = _mm512_set1_epi16(static_cast<short>(qmax));
+    const auto scaled = [&](I r) {
+      const I product = _mm512_add_epi16(_mm512_mulhi_epu16(r, factor), _mm512_srli_epi16(_mm512_mullo_epi16(r, factor), 15));
+      return _mm512_min_epu16(product, top);
+    };
+    const I even = scaled(_mm512_and_si512(line, _mm512_set1_epi16(0xff)));
+    return _mm512_or_si512(even, _mm512_slli_epi16(scaled(_mm512_srli_epi16(line, 8)), 8));
+  }
+
   // acc[l] += sum_{j<4} x[l][j] * w[j]; x unsigned bytes, w signed bytes, the same four for every lane. No saturation.
   template <bool kPairsFit>
   static I Dot4(I acc, I x, I w) { return _mm512_dpbusd_epi32(acc, x, w); }
