@@ -57,7 +57,8 @@ def _linear(node: Node, specs: list[TensorSpec], x: Array) -> Array:
 
 
 def _batch_norm(node: Node, specs: list[TensorSpec], x: Array) -> Array:
-    p = {k: v.astype(np.float64).reshape(1, -1, 1, 1) for k, v in node.params.items()}
+    shape = (1, -1, *[1] * (x.ndim - 2))  # maps, or vectors after a linear layer
+    p = {k: v.astype(np.float64).reshape(shape) for k, v in node.params.items()}
     return _f32((x - p["mean"]) / np.sqrt(p["var"] + node.attrs["eps"]) * p["gamma"] + p["beta"])
 
 
