@@ -12,8 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from hce_engine import _native
+from hce_engine.artifact import Artifact
 from hce_engine.backends.reference import mean_logits
+from hce_engine.engine import Engine
 from hce_engine.errors import InputError
+from hce_engine.graph import Graph
+from hce_engine.preprocess import InputSpec
 
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -94,6 +99,15 @@ def pair_metrics(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> dict[str, 
         "errors": {"only_first": only_a, "only_second": only_b, "both": both, "either": union},
         "error_overlap": both / union if union else None,
     }
+
+
+def frozen_logits(graph: Graph, spec: InputSpec, images: np.ndarray) -> np.ndarray:
+    """float32 ``(N, classes)`` of a quantized single-member graph from its integers; images as ``spec`` says.
+
+    The compiled back end and the plain one give the same bytes; the latter serves where nothing was compiled.
+    """
+    device = "cpu" if _native.available()[0] else "reference"
+    return Engine(Artifact(graph, spec), device=device).members(images)[graph.members[0].name]
 
 
 def evaluate_logits(

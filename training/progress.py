@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .checkpoint import write_bytes
 
@@ -22,7 +22,7 @@ class TrainingProgress:
             TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=not enabled, transient=True,
         )
         self._enabled = enabled
-        self._task = None
+        self._task: TaskID | None = None
 
     def __enter__(self) -> TrainingProgress:
         self._progress.start()

@@ -153,7 +153,7 @@ def _checked(who: str, key: str, value: Any, kind: type, check: Check | None) ->
         value = float(value)
     if type(value) is not kind:
         raise RecipeError(who, expected=f"{key} as {kind.__name__}", got=repr(value)[:80], fix="correct the value")
-    if kind is float and value in (float("inf"), float("-inf")) or value != value:
+    if (kind is float and value in (float("inf"), float("-inf"))) or value != value:
         raise RecipeError(who, expected=f"{key} as a finite number", got=repr(value), fix="correct the value")
     if check is not None and not check[0](value):
         raise RecipeError(who, expected=f"{key} {check[1]}", got=repr(value)[:80], fix="correct the value")

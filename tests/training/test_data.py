@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from hce_engine.errors import DataError
 from hce_engine.preprocess import InputSpec
 from hce_engine.training.data import (

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+
 from hce_engine.errors import InputError
 from hce_engine.training.evaluate import (
     brier_score,
