@@ -25,7 +25,7 @@ from .backends import reference as exact
 from .capture import capture
 from .engine import Engine
 from .errors import InputError, VerificationError
-from .graph import Graph, Member, merge
+from .graph import Graph, Member, merge, verify
 from .graph.passes import lower
 from .ledger import ledger
 from .preprocess import FLOAT32_NCHW, UINT8_NHWC, InputSpec, check_images, from_sequence, to_nchw
@@ -65,7 +65,7 @@ def build(
         raise InputError("build", expected=f"a reference among {', '.join(members)}", got=repr(reference),
                          fix="name one of the members")
     graphs = {name: _graph_of(name, member, spec) for name, member in members.items()}
-    graph = merge(graphs, {reference: "reference"} if reference else {})
+    graph = verify(merge(graphs, {reference: "reference"} if reference else {}))
     sample = verification_images(spec, images)
     result = Artifact(
         graph, spec, classes, ledger=ledger(graph, reference_flops=reference_flops), accuracy=accuracy or {},

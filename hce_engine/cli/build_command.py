@@ -113,11 +113,12 @@ def _sample(data: Path | None, spec: InputSpec) -> tuple[np.ndarray | None, tupl
 
     from ..builder import SAMPLES
     from ..images import load_labelled
+    from ..images.files import to_input
 
-    labelled = load_labelled(data, split="test")
+    labelled = load_labelled(data, "test", spec=spec)
     # Spread over the set: folders are often sorted by class.
     chosen = np.unique(np.linspace(0, len(labelled.labels) - 1, SAMPLES).astype(np.int64))
-    return np.ascontiguousarray(labelled.images[chosen]), tuple(labelled.class_names)
+    return to_input(labelled.images[chosen], spec), labelled.class_names
 
 
 def _show(out: Path, result: Artifact) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .options import common
-from .output import percent, progress_bar, show_table, write_json
+from .output import percent, progress_bar, say, show_table, write_json
 
 
 @click.command()
@@ -16,11 +16,13 @@ from .output import percent, progress_bar, show_table, write_json
 @click.option("--data", type=click.Path(path_type=Path), required=True,
               help="CIFAR binary folder, image folder (one sub-folder per class) or .npz.")
 @click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True)
+@click.option("--skip-bad", is_flag=True, help="Leave unreadable image files out and list them at the end.")
 @click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True, help="Images per call.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine; default: all usable cores.")
 @common
 def command(
-    model: Path, data: Path, split: str, batch: int, threads: int | None, json_path: Path | None, device: str
+    model: Path, data: Path, split: str, skip_bad: bool, batch: int, threads: int | None, json_path: Path | None,
+    device: str,
 ) -> int:
     """Measure accuracy of each member and of the ensemble of MODEL on labelled images.
 
@@ -32,10 +34,11 @@ def command(
 
     from .. import images, load
     from ..errors import DataError
+    from ..images.files import to_input
     from ..training.evaluate import evaluate_logits
 
     engine = load(model, device=device, threads=threads)
-    labelled = images.load_labelled(data, split=split)
+    labelled = images.load_labelled(data, split, spec=engine.input, skip_bad=skip_bad)
     graph = engine.artifact.graph
     classes = graph[graph.voters[0].output].spec.shape[0]
     if len(labelled.labels) and int(labelled.labels.max()) >= classes:
@@ -44,7 +47,7 @@ def command(
     parts: dict[str, list[Any]] = {}
     with progress_bar("evaluating", len(labelled.labels)) as bar:
         for start in range(0, len(labelled.labels), batch):
-            chunk = labelled.images[start : start + batch]
+            chunk = to_input(labelled.images[start : start + batch], engine.input)
             for name, logits in engine.members(chunk).items():
                 parts.setdefault(name, []).append(np.asarray(logits))
             bar.advance(len(chunk))
@@ -52,7 +55,12 @@ def command(
     result = evaluate_logits({k: np.concatenate(v) for k, v in parts.items()}, labelled.labels, voters)
     if str(json_path) != "-":
         _show(model, data, split, result)
-    write_json(json_path, "eval", {"model": str(model), "data": str(data), "split": split, **result})
+    for name, reason in labelled.skipped:
+        say(f"skipped {name}: {reason}")
+    write_json(json_path, "eval", {
+        "model": str(model), "data": labelled.source, "split": split, **result,
+        "skipped": [{"name": name, "reason": reason} for name, reason in labelled.skipped],
+    })
     return 0
 
 
