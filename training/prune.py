@@ -37,7 +37,8 @@ def l1_scores(graph: Graph, group: ChannelGroup) -> Array:
 def prune(graph: Graph, kept: Mapping[str, Sequence[int] | Array]) -> Graph:
     """``graph`` in which the group of each given name keeps only the given channels, in their old order; verified.
 
-    Raises InputError for a name that is no group, for an index outside it or named twice, and for an empty group.
+    Raises InputError for a name that is no group, for an index outside it or named twice, and for a choice that leaves a
+    layer without channels.
     """
     groups = {g.name: g for g in channel_groups(graph)}
     checked: dict[str, Array] = {}
@@ -54,6 +55,12 @@ def prune(graph: Graph, kept: Mapping[str, Sequence[int] | Array]) -> Graph:
                 f"prune of group {name!r}", expected=f"at least one channel, each of 0 to {size - 1} once",
                 got=str(indices)[:80], fix="keep at least one channel of every layer",
             )
+        for producer, slots in groups[name].slots.items():
+            if not np.isin(rows, slots).any():
+                raise InputError(
+                    f"prune of group {name!r}", expected="at least one channel of every producer",
+                    got=f"a choice after which {producer} would have none", fix=f"keep one of {slots.tolist()}"[:200],
+                )
         checked[name] = rows
     alive = surviving(graph, checked)
     nodes: dict[str, Node] = {}
@@ -81,34 +88,45 @@ def _cut(node: Node, alive: Mapping[str, Array]) -> Node:
     return replace(node, params=params)
 
 
+def _ranking(group: ChannelGroup, values: Array) -> tuple[Array, int]:
+    """Channels from best to worst, and how many must stay: the best of every producer comes first."""
+    order = np.argsort(-values, kind="stable")
+    best = {int(order[np.isin(order, slots)][0]) for slots in group.slots.values()}
+    is_first = np.isin(order, list(best))
+    return np.concatenate([order[is_first], order[~is_first]]), len(best)
+
+
 def prune_to_ratio(
     graph: Graph, groups: Sequence[ChannelGroup], cost: Callable[[Graph], float], target: float, *,
     scores: Scores = l1_scores,
 ) -> Graph:
     """The least pruned graph of cost at most ``target`` in which all ``groups`` keep the same fraction of channels.
 
-    cost: a number that grows with the channels, such as FLOPs.  target: in the units of ``cost``. Each group keeps its
-    channels of highest score, and at least one. Since a step of the common fraction moves many layers at once, single
-    layers then get a channel back, those of highest score relative to their layer first, as long as the cost allows.
-    Raises InputError when even one channel per group costs more than ``target``.
+    cost: a number that grows with the channels, such as FLOPs.  target: in the units of ``cost``.
+    Each group keeps its channels of highest score, and at least one for each of its layers. Since a step of the common
+    fraction moves many layers at once, single layers then get a channel back, those of highest score relative to their
+    layer first, as long as the cost allows.
+    Raises InputError when even the fewest channels cost more than ``target``.
     """
     if cost(graph) <= target:
         return graph
     marks = {g.name: scores(graph, g) for g in groups}
-    ranks = {name: np.argsort(-values, kind="stable") for name, values in marks.items()}
+    ranks, fewest = {}, {}
+    for g in groups:
+        ranks[g.name], fewest[g.name] = _ranking(g, marks[g.name])
 
     def keep(counts: Mapping[str, int]) -> Graph:
         return prune(graph, {name: np.sort(ranks[name][:count]) for name, count in counts.items()})
 
     def counts(fraction: float) -> dict[str, int]:
         # 1e-9: k / c * c may fall just below k
-        return {g.name: max(1, int(fraction * g.channels + 1e-9)) for g in groups}
+        return {g.name: max(fewest[g.name], int(fraction * g.channels + 1e-9)) for g in groups}
 
     fractions = sorted({k / g.channels for g in groups for k in range(1, g.channels + 1)})
     least = keep(counts(fractions[0])) if fractions else graph
     if not fractions or cost(least) > target:
         raise InputError(
-            "prune_to_ratio", expected=f"a cost of at most {target:g}", got=f"{cost(least):g} with one channel per group",
+            "prune_to_ratio", expected=f"a cost of at most {target:g}", got=f"{cost(least):g} with the fewest channels possible",
             fix="allow a higher cost, or prune more groups",
         )
     low, high = 0, len(fractions)
