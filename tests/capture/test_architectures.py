@@ -92,8 +92,7 @@ def test_published_parameters(name: str) -> None:
     assert sum(p.numel() for p in module.parameters()) == PUBLISHED[name][0]
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet20-b", "resnet56", "wrn16-8", "vgg16-bn", "resnet18", "resnet50",
-                                  "mobilenetv2"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet20-b", "wrn16-8", "vgg16-bn", "resnet50", "mobilenetv2"])
 def test_published_macs(name: str) -> None:
     module, arch = resolve(name)
     assert macs(capture(module, arch.input)) == PUBLISHED[name][1]
