@@ -36,10 +36,8 @@ def packages() -> list[str]:
 # file is entered only after the processor was asked (csrc/cpu).
 FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0", "-pthread"]
 AVX2 = ["-mavx2", "-mfma"]
-ISA_FLAGS = {
-    "_avx2": AVX2,
-    "_avx512vnni": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"],
-}
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
+ISA_FLAGS = {"_avx2": AVX2, "_avx512vnni": AVX512, "_amx": [*AVX512, "-mamx-tile", "-mamx-int8"]}
 
 
 def isa_flags(source: str) -> list[str]:

@@ -28,6 +28,7 @@ struct KernelTable {
   void (*store_logits)(const StoreLogitsArgs&);
   void (*unpack_s4)(const uint8_t*, int8_t*, int64_t);
   void (*unpack_s3)(const uint8_t*, int8_t*, int64_t);
+  void (*conv_u8_amx)(const ConvU8AmxArgs&);  // nullptr: no tiles
 };
 
 namespace portable {
@@ -37,6 +38,10 @@ namespace avx2 {
 extern const KernelTable kKernels;
 }
 namespace avx512vnni {
+extern const KernelTable kKernels;
+}
+
+namespace amx {
 extern const KernelTable kKernels;
 }
 

@@ -13,6 +13,7 @@
 namespace hce::avx2 {
 namespace {
 constexpr const char* kIsa = "avx2";
+constexpr void (*kConvU8Amx)(const ConvU8AmxArgs&) = nullptr;
 }
 #include "kernels/table.inc"
 }  // namespace hce::avx2

@@ -13,6 +13,7 @@
 namespace hce::avx512vnni {
 namespace {
 constexpr const char* kIsa = "avx512vnni";
+constexpr void (*kConvU8Amx)(const ConvU8AmxArgs&) = nullptr;
 }
 #include "kernels/table.inc"
 }  // namespace hce::avx512vnni

@@ -12,6 +12,7 @@
 namespace hce::portable {
 namespace {
 constexpr const char* kIsa = "portable";
+constexpr void (*kConvU8Amx)(const ConvU8AmxArgs&) = nullptr;
 }
 #include "kernels/table.inc"
 }  // namespace hce::portable

@@ -79,6 +79,23 @@ struct ConvU8Args {
   const float* offset;
 };
 
+// Quantized convolution on AMX tiles: same result as ConvU8Args. `conv.geometry.blocks` is not used; weights are
+//   [channel tile][run][tile of the run][channels_per_tile][rows][4]
+// A run is a stretch of input lines that lies contiguously: a whole kernel row (dilation_w 1), else one tap. Its lines are
+// cut into tiles_per_run tiles of `rows` lines; the last tile may reach past the run, where weights are 0, so up to 15
+// lines behind the map must be readable.
+struct ConvU8AmxArgs {
+  ConvU8Args conv;
+  int32_t conv_channels;      // a multiple of 4
+  int32_t channels_per_tile;  // a multiple of 4, at most 16
+  int32_t channel_tiles;      // even: two tiles at a time
+  int32_t rows, runs, tiles_per_run;
+  const int64_t* run_offsets;  // bytes from the pixel of tap (0, 0)
+  const int32_t* bias_lines;   // [channel tile][channels_per_tile][16]
+  int32_t* sums;               // scratch, kAmxSumBytes
+};
+constexpr int64_t kAmxSumBytes = 2 * 4 * kTile * kTile * 4;
+
 // Float convolution: y = clamp(bias + sum w * x (+ residual)). Direct kernels add bias first, then taps in the order
 // kernel_h, kernel_w, channel, each by one fused multiply-add (portable: two roundings).
 struct ConvF32Args {

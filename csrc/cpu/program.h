@@ -53,7 +53,7 @@ class Program {
   int AddOutput(int classes);
 
   int64_t arena_bytes() const { return arena_bytes_; }
-  int64_t weight_bytes() const { return weight_bytes_; }
+  int64_t weight_bytes() const { return weight_bytes_; }  // and readable lines behind the last map, for tiles
   int64_t image_bytes() const { return image_.image_bytes; }
   const std::vector<int>& outputs() const { return outputs_; }
   size_t steps() const { return steps_.size(); }
@@ -68,7 +68,7 @@ class Program {
   const KernelTable* kernels_;
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<int> outputs_;
-  int64_t arena_bytes_, weight_bytes_ = 0;
+  int64_t arena_bytes_, weight_bytes_ = kTile * kLineBytes;
   ImageTile image_;
   bool float_images_;
 };

@@ -35,8 +35,7 @@ void AddStep(Program& program, F run) {
   program.Add(std::make_unique<LambdaStep<F>>(std::move(run)));
 }
 
-void CheckConv(const Program& program, const ConvShape& s, const std::vector<ConvBlock>& blocks, size_t weights,
-               int lanes_per_weight, int out_lines, const MapRef& x, const MapRef& y) {
+void CheckConvMaps(const Program& program, const ConvShape& s, int out_lines, const MapRef& x, const MapRef& y) {
   Require(s.out_h > 0 && s.out_w > 0 && s.kernel_h > 0 && s.kernel_w > 0 && s.stride_h > 0 && s.stride_w > 0 &&
               s.dilation_h > 0 && s.dilation_w > 0 && s.pad_h >= 0 && s.pad_w >= 0,
           "convolution: positive sizes expected");
@@ -44,6 +43,9 @@ void CheckConv(const Program& program, const ConvShape& s, const std::vector<Con
                 int64_t{s.out_h - 1} * s.stride_h + int64_t{s.kernel_h - 1} * s.dilation_h - s.pad_h + 1, -s.pad_w,
                 int64_t{s.out_w - 1} * s.stride_w + int64_t{s.kernel_w - 1} * s.dilation_w - s.pad_w + 1, s.in_lines);
   program.Check("convolution output", y, 0, s.out_h, 0, s.out_w, out_lines);
+}
+
+void CheckBlocks(const ConvShape& s, const std::vector<ConvBlock>& blocks, size_t weights, int lanes_per_weight) {
   Require(!blocks.empty(), "convolution: at least one block of output channels expected");
   for (const ConvBlock& b : blocks) {
     const int64_t taps = int64_t{s.kernel_h} * s.kernel_w * b.lines * b.count * lanes_per_weight;
@@ -69,6 +71,74 @@ int64_t ChunkBytes(WeightStorage storage) {
   return storage == WeightStorage::kS8 ? 64 : storage == WeightStorage::kS4 ? 32 : 24;
 }
 
+const int8_t* Unpack(const ConvU8Spec& spec, const Tile& tile, int64_t chunks) {
+  if (spec.storage == WeightStorage::kS8) return reinterpret_cast<const int8_t*>(spec.packed.data());
+  (spec.storage == WeightStorage::kS4 ? tile.kernels->unpack_s4 : tile.kernels->unpack_s3)(spec.packed.data(),
+                                                                                          tile.weights, chunks);
+  return tile.weights;
+}
+
+ConvU8Args RunArgs(const ConvU8Spec& spec, const Tile& tile, const int8_t* weights) {
+  ConvU8Args a{};
+  a.x = FirstTap(tile, spec.x, spec.shape);
+  a.weight = weights;
+  a.bias = spec.bias.data();
+  a.multiplier = spec.multiplier.data();
+  a.pairs_fit = spec.pairs_fit;
+  a.fits_int32 = spec.fits_int32;
+  a.range = spec.range;
+  if (!spec.offset.empty()) {
+    a.logits = reinterpret_cast<float*>(tile.arena + spec.y.offset);
+    a.offset = spec.offset.data();
+  } else {
+    a.y = At(tile, spec.y);
+  }
+  if (spec.residual) {
+    a.residual = ReadAt(tile, spec.residual->map);
+    a.residual_multiplier = spec.residual->multiplier;
+    a.residual_zero_point = spec.residual->zero_point;
+  }
+  if (spec.recoded) {
+    a.y2 = At(tile, spec.recoded->map);
+    a.recode = spec.recoded->recode;
+  }
+  return a;
+}
+
+void AddAmxStep(Program& program, ConvU8Spec spec, int64_t chunks) {
+  const ConvShape& s = spec.shape;
+  const AmxCut& cut = *spec.amx;
+  const int run_lines = cut.kernel_rows ? s.kernel_w * s.in_lines : s.in_lines;
+  const int runs = cut.kernel_rows ? s.kernel_h : s.kernel_h * s.kernel_w;
+  Require(program.kernels().conv_u8_amx != nullptr, "tiles: an instruction set with AMX expected");
+  Require(spec.offset.empty(), "tiles: a convolution that yields codes expected");
+  Require(!cut.kernel_rows || s.dilation_w == 1, "tiles: kernel rows as runs need a dilation of 1");
+  Require(spec.x.pixel == s.in_lines * kLineBytes, "tiles: an input that reads all its lines expected");
+  Require(cut.channels_per_tile > 0 && cut.channels_per_tile <= 16 && cut.channels_per_tile % 4 == 0 &&
+              cut.channel_tiles > 0 && cut.channels_per_tile * cut.channel_tiles >= s.out_channels &&
+              cut.rows > 0 && cut.rows <= 16 && cut.tiles_per_run > 0 && cut.rows * cut.tiles_per_run >= run_lines,
+          "tiles: a cut that covers channels and lines expected");
+  const int64_t weights = int64_t{cut.channel_tiles} * cut.channels_per_tile * runs * cut.tiles_per_run * cut.rows * 4;
+  Require(weights <= chunks * 64, "tiles: weights for every tile expected");
+  program.Check("tile sums", cut.sums, 0, 1, 0, 1, kAmxSumBytes / kLineBytes);
+  std::vector<int64_t> offsets;
+  for (int kh = 0; kh < s.kernel_h; ++kh)
+    for (int kw = 0; kw < (cut.kernel_rows ? 1 : s.kernel_w); ++kw)
+      offsets.push_back(int64_t{kh} * s.dilation_h * spec.x.row + int64_t{kw} * s.dilation_w * spec.x.pixel);
+  std::vector<int32_t> bias_lines(size_t{kTile} * cut.channel_tiles * cut.channels_per_tile, 0);
+  for (size_t c = 0; c < spec.bias.size(); ++c)
+    for (int n = 0; n < kTile; ++n) bias_lines[c * kTile + n] = spec.bias[c];
+  AddStep(program, [spec = std::move(spec), chunks, runs, offsets = std::move(offsets),
+                    bias_lines = std::move(bias_lines)](Tile& tile) {
+    const AmxCut& c = *spec.amx;
+    ConvU8AmxArgs a{RunArgs(spec, tile, Unpack(spec, tile, chunks)), spec.shape.out_channels, c.channels_per_tile,
+                    c.channel_tiles, c.rows, runs, c.tiles_per_run, offsets.data(), bias_lines.data(),
+                    reinterpret_cast<int32_t*>(tile.arena + c.sums.offset)};
+    a.conv.geometry = Geometry(spec.shape, spec.blocks);
+    tile.kernels->conv_u8_amx(a);
+  });
+}
+
 }  // namespace
 
 void AddConvU8(Program& program, ConvU8Spec spec) {
@@ -81,49 +151,25 @@ void AddConvU8(Program& program, ConvU8Spec spec) {
   Require(channels % 4 == 0 && spec.bias.size() == channels && spec.multiplier.size() == channels &&
               (!logits || spec.offset.size() == channels),
           "quantized convolution: bias, multiplier and offset for a multiple of 4 channels expected");
-  for (const ConvBlock& b : spec.blocks)
-    Require(b.count == 4 && b.channel % 4 == 0, "quantized convolution: blocks of 4 channels expected");
   // Without y of its own a convolution whose codes are only read recoded writes the recoded map alone.
   const MapRef& main = spec.y.present() || !spec.recoded ? spec.y : spec.recoded->map;
-  CheckConv(program, spec.shape, spec.blocks, chunks * 64, 4, lines, spec.x, main);
+  CheckConvMaps(program, spec.shape, lines, spec.x, main);
   Require(!logits || (spec.shape.out_h == 1 && spec.shape.out_w == 1), "logits: one output pixel expected");
   if (spec.residual)
     program.Check("residual", spec.residual->map, 0, spec.shape.out_h, 0, spec.shape.out_w, lines);
   if (spec.recoded)
     program.Check("recoded output", spec.recoded->map, 0, spec.shape.out_h, 0, spec.shape.out_w, lines);
   program.NeedWeights(chunks * 64);
-  AddStep(program, [spec = std::move(spec), chunks, logits](Tile& tile) {
-    const int8_t* weights = tile.weights;
-    if (spec.storage == WeightStorage::kS4)
-      tile.kernels->unpack_s4(spec.packed.data(), tile.weights, chunks);
-    else if (spec.storage == WeightStorage::kS3)
-      tile.kernels->unpack_s3(spec.packed.data(), tile.weights, chunks);
-    else
-      weights = reinterpret_cast<const int8_t*>(spec.packed.data());
-    ConvU8Args a{};
+  if (spec.amx) {
+    AddAmxStep(program, std::move(spec), chunks);
+    return;
+  }
+  CheckBlocks(spec.shape, spec.blocks, chunks * 64, 4);
+  for (const ConvBlock& b : spec.blocks)
+    Require(b.count == 4 && b.channel % 4 == 0, "quantized convolution: blocks of 4 channels expected");
+  AddStep(program, [spec = std::move(spec), chunks](Tile& tile) {
+    ConvU8Args a = RunArgs(spec, tile, Unpack(spec, tile, chunks));
     a.geometry = Geometry(spec.shape, spec.blocks);
-    a.x = FirstTap(tile, spec.x, spec.shape);
-    a.weight = weights;
-    a.bias = spec.bias.data();
-    a.multiplier = spec.multiplier.data();
-    a.pairs_fit = spec.pairs_fit;
-    a.fits_int32 = spec.fits_int32;
-    a.range = spec.range;
-    if (logits) {
-      a.logits = reinterpret_cast<float*>(tile.arena + spec.y.offset);
-      a.offset = spec.offset.data();
-    } else {
-      a.y = At(tile, spec.y);
-    }
-    if (spec.residual) {
-      a.residual = ReadAt(tile, spec.residual->map);
-      a.residual_multiplier = spec.residual->multiplier;
-      a.residual_zero_point = spec.residual->zero_point;
-    }
-    if (spec.recoded) {
-      a.y2 = At(tile, spec.recoded->map);
-      a.recode = spec.recoded->recode;
-    }
     tile.kernels->conv_u8(a);
   });
 }
@@ -135,7 +181,8 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
   if (!spec.scratch.present()) {
     for (const ConvBlock& b : spec.blocks)
       Require(b.count <= program.kernels().channels_f32, "convolution: a block wider than this instruction set's kernel");
-    CheckConv(program, s, spec.blocks, spec.weight.size(), 1, s.out_channels, spec.x, spec.y);
+    CheckConvMaps(program, s, s.out_channels, spec.x, spec.y);
+    CheckBlocks(s, spec.blocks, spec.weight.size(), 1);
     AddStep(program, [spec = std::move(spec)](Tile& tile) {
       tile.kernels->conv_f32({Geometry(spec.shape, spec.blocks), FirstTap(tile, spec.x, spec.shape),
                               spec.weight.data(), spec.bias.data(), At(tile, spec.y), ReadAt(tile, spec.residual),

@@ -24,6 +24,13 @@ struct RecodedOutput {
   Recode recode;
 };
 
+// How a quantized layer is cut into AMX tiles (ConvU8AmxArgs).
+struct AmxCut {
+  int32_t channels_per_tile, channel_tiles, rows, tiles_per_run;
+  bool kernel_rows;  // a run is a kernel row, else one tap
+  MapRef sums;
+};
+
 // Quantized layer: weights packed as kernels/unpack.h says, in the order of lanes.h.
 struct ConvU8Spec {
   ConvShape shape;
@@ -38,6 +45,7 @@ struct ConvU8Spec {
   std::optional<ResidualU8> residual;
   std::optional<RecodedOutput> recoded;
   std::vector<float> offset;  // not empty: float32 logits to y, one line per channel
+  std::optional<AmxCut> amx;  // given: weights in the order of ConvU8AmxArgs, no blocks
 };
 void AddConvU8(Program& program, ConvU8Spec spec);
 

@@ -24,6 +24,8 @@ def _arguments(step: Step) -> dict[str, object]:
         residual, recoded = step.arguments["residual"], step.arguments["recoded"]
         arguments["residual"] = None if residual is None else (refs["residual"], *residual)
         arguments["recoded"] = None if recoded is None else (refs["recoded"], recoded)
+        cut = arguments.pop("cut")
+        arguments["amx"] = None if cut is None else (cut.numbers, cut.kernel_rows, arguments.pop("sums"))
     return arguments
 
 

@@ -20,6 +20,7 @@ from .plan import LINE_BYTES, Map, Plan, Step
 
 INT16_LIMIT = 2**15 - 1
 ONE = (1, 1)
+SCRATCH = ("scratch", "sums")  # maps that hold no pixels
 
 
 def _lines(channels: int, dtype: str) -> int:
@@ -151,7 +152,13 @@ class _Lowering:
         oc = weight.shape[0]
         padded = -(-oc // 4) * 4
         shape[5] = padded
-        codes, blocks = weights.blocks_u8(weight, node.attrs.get("groups", 1))
+        groups = node.attrs.get("groups", 1)
+        tiles, reason = select.select_conv_u8(self.isa, groups, logits)
+        cut = weights.amx_cut(weight.shape, shape[13]) if tiles else None
+        if cut is not None:
+            codes, blocks = weights.tiles_amx(weight, cut), np.empty((0, 5), np.int64)
+        else:
+            codes, blocks = weights.blocks_u8(weight, groups)
         storage = node.attrs["weight_dtype"]
         packed = weights.pack(codes, storage)
         pairs_fit = 2 * source.type.qmax * int(np.abs(codes.astype(np.int32)).max(initial=0)) <= INT16_LIMIT
@@ -185,11 +192,13 @@ class _Lowering:
             if recode is None or len(self.consumers[node.name]) > 1:
                 writes["y"] = self.maps[node.name] = self.new_map(node)
         kernel = f"conv2d_{source.dtype}x{storage}_{'f32' if logits else node.spec.dtype}"
-        reason = f"dot products of 4 codes on {self.isa}" + ("" if pairs_fit else ", 8-bit pairs split where int16 is too small")
+        if cut is not None:
+            kernel += "_amx"
+            writes["sums"] = Map(f"{node.name}.sums", 1, 1, self.native.AMX_SUM_LINES)
         self.emit(nodes, kernel, reason, "conv_u8", reads, writes, macs=weight.size * shape[3] * shape[4],
                   packed_bytes=packed.nbytes, shape=shape, blocks=blocks, storage=storage, packed=packed,
-                  bias=pad(node.params["bias"]), multiplier=pad(node.params["multiplier"]), pairs_fit=pairs_fit, fits_int32=fits_int32,
-                  range=(0, 0, 0) if logits else self.range(node), residual=residual, recoded=recoded, offset=offset)
+                  bias=pad(node.params["bias"]), multiplier=pad(node.params["multiplier"]), pairs_fit=pairs_fit,
+                  fits_int32=fits_int32, range=(0, 0, 0) if logits else self.range(node), residual=residual, recoded=recoded, offset=offset, cut=cut)
 
     # -- everything else --------------------------------------------------------------------------------------------
 
@@ -326,12 +335,12 @@ class _Lowering:
 
 def _with_halos(steps: Sequence[Step]) -> list[Step]:
     """A step that writes a map's halo right after the last step that writes its pixels."""
-    last_write = {id(m): i for i, s in enumerate(steps) for key, m in s.writes.items() if key != "scratch"}
+    last_write = {id(m): i for i, s in enumerate(steps) for key, m in s.writes.items() if key not in SCRATCH}
     result = []
     for index, step in enumerate(steps):
         result.append(step)
         for key, buffer in step.writes.items():
-            if key != "scratch" and any(buffer.halo) and last_write[id(buffer)] == index:
+            if key not in SCRATCH and any(buffer.halo) and last_write[id(buffer)] == index:
                 result.append(Step(step.nodes, "halo", f"padding {buffer.halo} of {buffer.name}", "halo", {},
                                    {"y": buffer}, {"extent": buffer.extent, "width": buffer.halo,
                                                    "pattern": np.array(buffer.pattern, np.uint32)}))

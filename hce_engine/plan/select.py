@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Relative cost of one transform operation against one multiply-accumulate of the product stage, per instruction set.
-WINOGRAD_TRANSFORM_COST = {"avx512vnni": 2.2, "avx2": 2.2, "portable": 2.2}
+WINOGRAD_TRANSFORM_COST = {"amx": 2.2, "avx512vnni": 2.2, "avx2": 2.2, "portable": 2.2}
 WINOGRAD_MARGIN = 1.1  # the direct kernel must be predicted slower by this much
 
 
@@ -39,3 +39,14 @@ def select_conv_f32(
     if ratio < WINOGRAD_MARGIN:
         return ConvChoice(False, f"direct: Winograd predicted at {ratio:.2f}x")
     return ConvChoice(True, f"Winograd F(4x4,3x3): predicted {ratio:.2f}x direct")
+
+
+def select_conv_u8(isa: str, groups: int, logits: bool) -> tuple[bool, str]:
+    """(on AMX tiles, reason) for a quantized convolution or head."""
+    if isa != "amx":
+        return False, f"dot products of 4 codes on {isa}"
+    if groups != 1:
+        return False, "dot products of 4 codes: a tile cannot hold several groups"
+    if logits:
+        return False, "dot products of 4 codes: a head has one pixel, which cannot fill tiles"
+    return True, "tiles of 16 channels x 16 images x 64 inputs"

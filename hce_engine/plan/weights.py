@@ -6,6 +6,8 @@ input lines, offset of its weights). Grouped and depthwise layers differ only in
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 CHUNK = 64  # weights per chunk of packed storage
@@ -44,6 +46,48 @@ def blocks_u8(weight: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
         parts.append(part.ravel())
         offset += part.size
     return np.concatenate(parts), np.array(rows, np.int64)
+
+
+@dataclass(frozen=True)
+class AmxCut:
+    """How the lines and channels of a layer fill AMX tiles (csrc/cpu/lanes.h, ConvU8AmxArgs).
+
+    channels_per_tile: output channels in one tile, a multiple of 4.  rows: input lines in one tile.
+    kernel_rows: a run of contiguous lines is a whole kernel row, else one tap.
+    """
+
+    channels_per_tile: int
+    channel_tiles: int
+    rows: int
+    tiles_per_run: int
+    kernel_rows: bool
+
+    @property
+    def numbers(self) -> tuple[int, int, int, int]:
+        return (self.channels_per_tile, self.channel_tiles, self.rows, self.tiles_per_run)
+
+
+def amx_cut(weight_shape: tuple[int, ...], dilation_w: int) -> AmxCut:
+    """As few and as even tiles as possible; weight_shape [OC, C, KH, KW]."""
+    oc, c, _, kw = weight_shape
+    tiles = -(-oc // 16)
+    lines = -(-c // 4) * (kw if dilation_w == 1 else 1)
+    per_run = -(-lines // 16)
+    return AmxCut(-(-oc // (4 * tiles)) * 4, tiles, -(-lines // per_run), per_run, dilation_w == 1)
+
+
+def tiles_amx(weight: np.ndarray, cut: AmxCut) -> np.ndarray:
+    """int8 codes ``[OC, C, KH, KW]`` -> [channel tile][run][tile of the run][channel][line][4], unused places 0."""
+    oc, c, kh, kw = weight.shape
+    lines = -(-c // 4)
+    full = np.zeros((cut.channel_tiles * cut.channels_per_tile, kh, kw, lines * 4), np.int8)
+    full[:oc, :, :, :c] = weight.transpose(0, 2, 3, 1)
+    runs = kh if cut.kernel_rows else kh * kw
+    full = full.reshape(full.shape[0], runs, -1)
+    padded = np.zeros((full.shape[0], runs, cut.tiles_per_run * cut.rows * 4), np.int8)
+    padded[:, :, : full.shape[2]] = full
+    padded = padded.reshape(cut.channel_tiles, cut.channels_per_tile, runs, cut.tiles_per_run, cut.rows * 4)
+    return np.ascontiguousarray(padded.transpose(0, 2, 3, 1, 4)).ravel()
 
 
 def blocks_f32(weight: np.ndarray, groups: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
