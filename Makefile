@@ -54,5 +54,6 @@ $(VENV)/.dependencies: pyproject.toml constraints.txt
 	@$(PY) -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	    extra = project["optional-dependencies"]; \
 	    print("\n".join(project["dependencies"] + extra["dev"] + extra["demo"]))' > $(VENV)/requirements.txt
-	$(PIP) install -c constraints.txt -r $(VENV)/requirements.txt
+	@echo "installing the versions of constraints.txt into $(VENV); this takes a few minutes, once"
+	$(PIP) install -q -c constraints.txt -r $(VENV)/requirements.txt
 	@touch $@

@@ -104,7 +104,7 @@ def verification_images(spec: InputSpec, images: np.ndarray | None) -> np.ndarra
         parts.append(coarse.repeat(scale, axis=2).repeat(scale, axis=3)[:, :, :h, :w])
     values = np.concatenate(parts)[:missing]
     if spec.kind == UINT8_NHWC:
-        drawn = np.minimum(values * 256, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        drawn: np.ndarray = np.minimum(values * 256, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     else:
         drawn = values * np.float32(spec.high - spec.low) + np.float32(spec.low)
     return np.ascontiguousarray(np.concatenate([given, drawn]))

@@ -46,7 +46,7 @@ def _facts(device: str) -> dict[str, Any]:
         "hce_engine": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "threads": available_threads(),
         "cuda_device": _cuda_device(),
         "extension": "built" if built else f"missing: {reason}",
@@ -79,7 +79,8 @@ def _choice(device: str) -> str:
     return f"cpu: {_native.choose_isa()} kernels"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the operating system calls the processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

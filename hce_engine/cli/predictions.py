@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -66,12 +66,13 @@ class _NpzWriter:
 
     def finish(self, file: BinaryIO) -> None:
         names = np.array([int(n) for n in self._names]) if self._key == "index" else np.array(self._names, dtype=np.str_)
-        np.savez(
-            file, **{self._key: names},
-            **{"class": np.concatenate([np.empty(0, np.int64), *self._labels]),
-               "probability": np.concatenate([np.empty(0, np.float32), *self._probabilities]),
-               "class_names": np.array(self._classes or (), dtype=np.str_)},
-        )
+        arrays: dict[str, Any] = {
+            self._key: names,
+            "class": np.concatenate([np.empty(0, np.int64), *self._labels]),
+            "probability": np.concatenate([np.empty(0, np.float32), *self._probabilities]),
+            "class_names": np.array(self._classes or (), dtype=np.str_),
+        }
+        np.savez(file, **arrays)
 
 
 @contextmanager

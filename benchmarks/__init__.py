@@ -1,0 +1,1 @@
+"""Microbenchmarks (``make bench``) and the table of the README."""

@@ -1,0 +1,96 @@
+"""The measured tables of the README, generated from committed measurements.
+
+    python -m benchmarks.readme_table                 rewrites README.md between its markers
+    python -m benchmarks.readme_table --check         exit code 1 if README.md is not what the measurements say
+    python -m benchmarks.readme_table --add digits --caption "Digits, half held out" \
+        --command "make quickstart" quickstart/report.json
+
+``--add`` joins the JSON files of ``hce quickstart``, ``hce eval`` and ``hce info`` (later ones win) into
+``benchmarks/results/NAME.json``, with what this machine is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hce_engine.cli.doctor_command import processor
+from hce_engine.threads import available_threads
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+KEPT = ("accuracy", "total", "flops_ratios", "bytes", "images_per_second", "batch", "isa")
+ROWS = {
+    "o": "O, original, float32", "q": "Q, quantized", "s": "S, pruned, float32", "ensemble": "**Q + S, ensemble**",
+    "torch": "O in PyTorch (better of eager channels_last and torch.compile)",
+}
+
+
+def table(result: dict[str, Any]) -> str:
+    """One measurement as markdown: caption, command and machine, then a row per member."""
+    def cell(key: str, member: str) -> str:
+        value = result.get(key, {}).get(member)
+        if value is None:
+            return ""
+        return f"{100 * value:.2f} %" if key == "accuracy" else f"{100 * value:.1f} %" if key == "flops_ratios" else f"{value:,.0f}"
+
+    columns = {"accuracy": "accuracy", "flops_ratios": "FLOPs (paper's convention)", "bytes": "bytes", "images_per_second": "images/s"}
+    columns = {key: title for key, title in columns.items() if key in result}
+    lines = [f"{result['caption']} ({result['total']:,} images). `{result['command']}`; {result['machine']}.", "",
+             "| | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
+    for member, title in ROWS.items():
+        cells = [cell(key, member) for key in columns]
+        if any(cells):
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def rendered() -> str:
+    """All tables, in the order of their files' names."""
+    found = [table(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(RESULTS.glob("*.json"))]
+    return "\n\n".join(found) if found else "No measurement is committed yet: `make quickstart` prints this machine's."
+
+
+def with_tables(text: str) -> str:
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{rendered()}\n{END}{after}"
+
+
+def _add(name: str, caption: str, command: str, sources: tuple[Path, ...]) -> None:
+    merged: dict[str, Any] = {}
+    for source in sources:
+        merged.update(json.loads(source.read_text(encoding="utf-8")))
+    kept = {key: merged[key] for key in KEPT if key in merged}
+    details = [processor(), f"{merged.get('threads', available_threads())} threads"]
+    details += [str(merged["isa"])] if "isa" in merged else []
+    details += [f"batch {merged['batch']}"] if "batch" in merged else []
+    RESULTS.mkdir(exist_ok=True)
+    document = {"caption": caption, "command": command, "machine": ", ".join(details), **kept}
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+@click.command()
+@click.argument("sources", nargs=-1, type=click.Path(path_type=Path, exists=True))
+@click.option("--add", "name", help="Store SOURCES as this measurement first.")
+@click.option("--caption", default="")
+@click.option("--command", "made_by", default="", help="The command that made the figures.")
+@click.option("--check", is_flag=True, help="Change nothing; exit code 1 if README.md is out of date.")
+def main(sources: tuple[Path, ...], name: str | None, caption: str, made_by: str, check: bool) -> None:
+    """Write the measured tables into README.md."""
+    if name:
+        if not (sources and caption and made_by):
+            raise click.UsageError("--add needs --caption, --command and at least one JSON file")
+        _add(name, caption, made_by, sources)
+    text = README.read_text(encoding="utf-8")
+    if check:
+        raise SystemExit(text != with_tables(text))
+    README.write_text(with_tables(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

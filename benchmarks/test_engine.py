@@ -1,0 +1,56 @@
+"""Throughput of the engine on ResNet-20: original, 4-bit and pruned member, and both together.
+
+The weights are random: speed does not depend on them. Peers are timed elsewhere, in turns with the engine in one
+process (``hce quickstart``); the figures here compare one commit with the next.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import hce_engine as hce
+from hce_engine.capture import capture
+from hce_engine.graph import Graph
+from hce_engine.ledger import ensemble_cost
+from hce_engine.training.freeze import freeze
+from hce_engine.training.models import resolve
+from hce_engine.training.prune import channel_groups, prune_to_ratio
+from hce_engine.training.quantize import QuantModule, calibrate
+
+S_RATIO = 0.39  # what a W4A4 member leaves of 56.8 % of the FLOPs
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    module, arch = resolve("resnet20")
+    original = capture(module, arch.input)
+    twin = QuantModule(original, 4, 4)
+    calibrate(twin, torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8))
+
+    def flops(graph: Graph) -> float:
+        return ensemble_cost(graph).flops_paper
+
+    groups = [group for group in channel_groups(original) if group.internal]
+    pruned = prune_to_ratio(original, groups, flops, S_RATIO * flops(original))
+    path = tmp_path_factory.mktemp("bench") / "resnet20.hce"
+    hce.build({"q": freeze(twin), "s": pruned, "o": original}, arch.input, path=path, reference="o")
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 128])
+@pytest.mark.parametrize("member", ["o", "q", "s", "ensemble"])
+def test_resnet20(benchmark: BenchmarkFixture, model: Path, member: str, batch: int) -> None:
+    engine = hce.load(model)
+    if member != "ensemble":
+        engine = engine.only(member)
+    images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
+    benchmark.extra_info.update(isa=engine.isa, threads=engine.threads, batch=batch)
+    logits = benchmark(engine, images)
+    assert logits.shape == (batch, 10)
+    assert np.isfinite(logits).all()
