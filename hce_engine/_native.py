@@ -10,7 +10,7 @@ from .errors import UnsupportedError
 try:
     from . import _C as _extension
 except ImportError as error:
-    _extension = None  # type: ignore[assignment]
+    _extension = None
     _reason = str(error)
 else:
     _reason = ""

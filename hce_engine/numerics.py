@@ -67,9 +67,9 @@ def conv2d_accumulate(
     acc = np.empty((n, oc, oh, ow), np.int32)
     per = oc // groups
     for g in range(groups):
-        cols = np.ascontiguousarray(windows[:, g * cg : (g + 1) * cg].transpose(0, 2, 3, 1, 4, 5), dtype=kind)
+        cols: np.ndarray = np.ascontiguousarray(windows[:, g * cg : (g + 1) * cg].transpose(0, 2, 3, 1, 4, 5), dtype=kind)
         cols = cols.reshape(n * oh * ow, cg * kh * kw)
-        rows = weight[g * per : (g + 1) * per].reshape(per, -1).astype(kind)
+        rows: np.ndarray = weight[g * per : (g + 1) * per].reshape(per, -1).astype(kind)
         acc[:, g * per : (g + 1) * per] = (cols @ rows.T).astype(np.int64).reshape(n, oh, ow, per).transpose(0, 3, 1, 2)
     return acc + bias.reshape(1, -1, 1, 1)
 

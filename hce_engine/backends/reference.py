@@ -7,6 +7,7 @@ integer operations are :mod:`hce_engine.numerics`. Works on ``(N, C, H, W)`` arr
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def _strided_slice(node: Node, specs: list[TensorSpec], x: Array) -> Array:
     return x[:, :, slice(*node.attrs["h"]), slice(*node.attrs["w"])]
 
 
-def _codes(node: Node) -> dict[str, int]:
+def _codes(node: Node) -> dict[str, Any]:
     return {"zero_point": node.spec.zero_point, "qmin": node.attrs["qmin"], "qmax": node.attrs["qmax"]}
 
 

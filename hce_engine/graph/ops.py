@@ -48,7 +48,7 @@ def conv_output(size: int, kernel: int, stride: int, padding: int, dilation: int
 def _map_shape(spec: TensorSpec) -> tuple[int, int, int]:
     if len(spec.shape) != 3:
         raise ShapeError(f"a map (C, H, W), got shape {spec.shape}")
-    return spec.shape  # type: ignore[return-value]
+    return spec.shape
 
 
 def _conv_shape(inputs: Sequence[TensorSpec], attrs: Attrs, params: Params) -> Shape:

@@ -130,10 +130,9 @@ def _check_attrs(node: Node) -> None:
         raise _fail(node, "eps above 0", str(attrs["eps"]))
     if node.op == "batch_norm" and (node.params["var"] < 0).any():
         raise _fail(node, "variances of at least 0", "a negative variance")
-    for key in ("weight", "bias", "multiplier", "offset"):
-        if key in node.params and node.op != "normalize" and key != "weight":
-            if node.params[key].shape != node.params["weight"].shape[:1]:
-                raise _fail(node, f"{key} of shape {node.params['weight'].shape[:1]}", str(node.params[key].shape))
+    for key in ("bias", "multiplier", "offset"):
+        if key in node.params and node.op != "normalize" and node.params[key].shape != node.params["weight"].shape[:1]:
+            raise _fail(node, f"{key} of shape {node.params['weight'].shape[:1]}", str(node.params[key].shape))
 
 
 def _check_image_edges(node: Node, image: str, inputs: list[TensorSpec]) -> None:
@@ -177,7 +176,7 @@ def _check_codes(node: Node, inputs: list[TensorSpec]) -> None:
     if node.op == "qadd" and len(attrs["multipliers"]) != 2:
         raise _fail(node, "two multipliers", str(attrs["multipliers"]))
     if node.op == "qrecode" and not 0 < attrs["k"] < numerics.RECODE_K_LIMIT:
-        raise _fail(node, f"0 < k < 2^23, so that the product fits int32", str(attrs["k"]))
+        raise _fail(node, "0 < k < 2^23, so that the product fits int32", str(attrs["k"]))
     if node.op == "qconv2d" and (len(inputs) == 2) != (attrs["residual_multiplier"] != 0):
         raise _fail(node, "residual_multiplier 0 without, and not 0 with a residual", str(attrs["residual_multiplier"]))
     if node.op in ("qavg_pool2d", "qglobal_avg_pool"):

@@ -57,7 +57,7 @@ def test_instruction_set_can_be_forced_and_is_never_guessed(monkeypatch: pytest.
         monkeypatch.setenv("HCE_ISA", isa)
         assert CpuBackend(graph).isa == isa
     monkeypatch.setenv("HCE_ISA", "sse9")
-    with pytest.raises(UnsupportedError, match="sse9.*HCE_ISA"):
+    with pytest.raises(UnsupportedError, match=r"sse9.*HCE_ISA"):
         CpuBackend(graph)
 
 
