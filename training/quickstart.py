@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import nn
 
 import hce_engine as hce
+from hce_engine.builder import SAMPLES
 from hce_engine.engine import Engine
 from hce_engine.graph import Graph
 from hce_engine.preprocess import InputSpec, to_nchw
@@ -59,7 +60,7 @@ def quickstart(
     _, test = digits(recipe.seed)
     images, labels = test.images.numpy(), test.labels.numpy()
     artifact = hce.build(
-        run.members, run.input, path=out / "model.hce", reference="o", images=images, classes=run.classes,
+        run.members, run.input, path=out / "model.hce", reference="o", images=images[:SAMPLES], classes=run.classes,
         provenance=run.provenance, accuracy=run.accuracy,
     )
     engine = hce.load(out / "model.hce", threads=threads)

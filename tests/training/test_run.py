@@ -1,8 +1,9 @@
-"""A whole run on a model from outside the repository: O, Q and S come out, kills leave no trace, and wrong use is named."""
+"""A whole run on a model that the project does not know: O, Q and S come out, kills leave no trace, and wrong use is named."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -14,70 +15,37 @@ import torch
 from hce_engine.errors import CheckpointError, DataError, InputError, RecipeError
 from hce_engine.training import checkpoint, loop
 from hce_engine.training.export import is_run, members_of
-from hce_engine.training.recipe import Recipe, parse
 from hce_engine.training.run import train
 
 from .float_graphs import pictures
-
-MODEL = '''
-from torch import nn
+from .own_network import Small, recipe
 
 
-class Block(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.first, self.norm1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
-        self.second, self.norm2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
-
-    def forward(self, x):
-        y = self.norm1(self.first(x)).relu()
-        return (self.norm2(self.second(y)) + x).relu()
-
-
-class Small(nn.Module):
-    def __init__(self, num_classes=3):
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
-        self.blocks = nn.Sequential(Block(12), Block(12))
-        self.head = nn.Linear(12, num_classes)
-
-    def forward(self, x):
-        return self.head(self.blocks(self.norm(self.stem(x)).relu()).mean((2, 3)))
-'''
-
-
-@pytest.fixture(autouse=True)
-def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / "own_network.py").write_text(MODEL)
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ninety 12x12 images of three classes that differ in one colour channel's brightness."""
     images, labels = pictures(120).transpose(0, 2, 3, 1).copy(), np.arange(120) % 3
     for c in range(3):
         images[labels == c, :, :, c] |= 0xC0
-    path = tmp_path / "pictures.npz"
+    path = tmp_path_factory.mktemp("data") / "pictures.npz"
     np.savez(path, x_train=images[:90], y_train=labels[:90], x_test=images[90:], y_test=labels[90:])
     return path
 
 
-def recipe(**changes: dict) -> Recipe:
-    values: dict = {
-        "arch": "own_network:Small",
-        "data": {"holdout": 15, "padding": 1},
-        "o": {"epochs": 3, "lr": 0.05, "batch_size": 16},
-        "q": {"epochs": 2, "lr": 0.01, "batch_size": 16, "calibration_images": 32, "distill": 0.5},
-        "s": {"epochs": 2, "lr": 0.02, "batch_size": 16, "rounds": 2, "round_epochs": 1, "flops_ratio": 0.7},
-    }
-    for key, value in changes.items():
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-    return parse(values, "test")
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(recipe(), data, out, progress=False)
+    return out
 
 
 class Killed(BaseException):
@@ -99,21 +67,19 @@ def go(data: Path, out: Path, **keys: object) -> dict:
     return train(keys.pop("recipe", recipe()), data, out, progress=False, **keys)
 
 
-def test_a_run_makes_a_smaller_ensemble_and_says_so(data: Path, tmp_path: Path) -> None:
-    result = go(data, tmp_path / "run")
-    assert result == json.loads((tmp_path / "run" / "result.json").read_text())
+def test_a_run_makes_a_smaller_ensemble_and_says_so(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
     assert set(result["accuracy"]) == {"o", "q", "s", "ensemble"} and result["total"] == 30
     assert result["accuracy"]["ensemble"] > 0.6  # chance is a third
     assert result["ledger"]["flops_ratio"] <= 0.7
     assert list(result["pairs"]) == ["q-s"]
-    phases = [json.loads(line)["phase"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    phases = [json.loads(line)["phase"] for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert phases == ["o"] * 3 + ["q"] * 2 + ["s-1", "s-2"] + ["s"] * 2
-    assert not (tmp_path / "run" / "state.pt").exists()
+    assert not (finished / "state.pt").exists()
 
 
-def test_members_are_lowered_and_ready_to_build(data: Path, tmp_path: Path) -> None:
-    go(data, tmp_path / "run")
-    run = members_of(tmp_path / "run")
+def test_members_are_lowered_and_ready_to_build(finished: Path) -> None:
+    run = members_of(finished)
     assert list(run.members) == ["q", "s", "o"] and run.roles["o"] == "reference"
     assert run.input.shape == (3, 12, 12) and run.classes == ("0", "1", "2")
     assert any(n.op == "qconv2d" for n in run.members["q"].nodes)
@@ -128,27 +94,29 @@ def test_members_are_lowered_and_ready_to_build(data: Path, tmp_path: Path) -> N
 # Steps: O 3 x 5, Q 2 x 5, S 1 x 5 + 1 x 5 + 2 x 5.
 @pytest.mark.parametrize("kills", [(0, 12, 2), (17, 10, 9), (26, 6, 0)])
 def test_killed_at_any_stage_a_run_ends_in_the_same_bits(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: tuple[int, ...]
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: tuple[int, ...]
 ) -> None:
-    whole = go(data, tmp_path / "whole")
     for steps in kills:
         with monkeypatch.context() as patch:
             kill_after(patch, steps)
             with pytest.raises(Killed):
                 go(data, tmp_path / "cut")
-    assert go(data, tmp_path / "cut") == whole
+    assert go(data, tmp_path / "cut") == json.loads((finished / "result.json").read_text())
     for name in ("o.pt", "q.pt", "s.pt"):
-        a, b = (checkpoint.load_graph(tmp_path / run / name) for run in ("whole", "cut"))
+        a, b = (checkpoint.load_graph(run / name) for run in (finished, tmp_path / "cut"))
         for x, y in zip(a.nodes, b.nodes, strict=True):
             assert x.attrs == y.attrs and all(np.array_equal(x.params[k], y.params[k]) for k in x.params)
 
 
-def test_a_finished_run_is_not_repeated(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = go(data, tmp_path / "run")
+def test_a_finished_run_is_not_repeated(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
     kill_after(monkeypatch, 0)
-    assert go(data, tmp_path / "run") == first
+    assert go(data, tmp_path / "run") == json.loads((finished / "result.json").read_text())
     with pytest.raises(Killed):
         go(data, tmp_path / "run", resume=False)
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_another_recipe_in_the_same_folder_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,10 +131,7 @@ def test_another_recipe_in_the_same_folder_is_refused(data: Path, tmp_path: Path
 
 
 def test_o_from_a_checkpoint_is_not_trained(data: Path, tmp_path: Path) -> None:
-    go(data, tmp_path / "first")
-    import own_network  # type: ignore[import-not-found]
-
-    network = own_network.Small()
+    network = Small()
     torch.save(network.state_dict(), tmp_path / "o.pth")
     go(data, tmp_path / "run", checkpoint_path=tmp_path / "o.pth")
     graph = checkpoint.load_graph(tmp_path / "run" / "o.pt")
@@ -189,5 +154,5 @@ def test_wrong_use_is_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a file"):
         go(data, tmp_path / "d", checkpoint_path=tmp_path / "missing.pth")
     with pytest.raises(InputError):
-        go(data, tmp_path / "e", arch="own_network:Missing")
+        go(data, tmp_path / "e", arch="no_such_package:Small")
     assert not (tmp_path / "e").exists()
