@@ -86,10 +86,12 @@ class _Freezer:
             "weight": w, "bias": (bias.detach().cpu().double().numpy() - shift).astype(np.int32),
             "multiplier": _f32(unit / scale),
         }
+        unpadded = [self.specs[step.inputs[0]].zero_point] * len(zero)
+        pad = [int(z) for z in zero] if max(node.attrs["padding"]) else unpadded
         residual = float(self.scales[step.inputs[1]] / scale) if step.residual else 0.0
         geometry = {k: node.attrs[k] for k in ("stride", "padding", "dilation", "groups")}
         attrs |= geometry | {
-            "weight_dtype": weight_dtype(step.bits[0]).name, "bits": list(step.bits), "pad_code": [int(z) for z in zero],
+            "weight_dtype": weight_dtype(step.bits[0]).name, "bits": list(step.bits), "pad_code": pad,
             "residual_multiplier": residual, "folded_norm": int(step.norm is not None or node.attrs["folded_norm"]),
         }
         self.emit(step, "qconv2d", self.spec(step, scale), attrs, params)

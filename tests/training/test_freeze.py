@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from hce_engine.backends import reference
-from hce_engine.graph import Graph
+from hce_engine.graph import Graph, Node, passes
 from hce_engine.training.freeze import freeze
+from hce_engine.training.graph_module import GraphModule
 from hce_engine.training.quantize import QuantModule, calibrate
 
-from .float_graphs import GRAPHS, pictures
+from .float_graphs import GRAPHS, mobile, pictures, residual
 
 
 def frozen(graph: Graph, bits: int, count: int = 64) -> tuple[QuantModule, Graph]:
@@ -40,3 +44,94 @@ def test_codes_agree(name: str, bits: int) -> None:
     exact = reference.run(graph, images)["o"]
     assert (logits.argmax(1) == exact.argmax(1)).mean() >= 0.99
     assert exact.std(axis=0).min() > 0
+
+
+def test_float_images_get_a_grid() -> None:
+    module, graph = frozen(residual(kind="float32_nchw"), 4)
+    images = pictures(32, seed=9).astype(np.float32) / 255
+    assert graph["image.codes"].op == "quantize_input"
+    assert min(agreement(module, graph, images).values()) >= 0.99
+    assert graph["stem.conv"].attrs["bits"] == [8, 8]
+    assert graph["stem.conv"].attrs["pad_code"] == [128] * 3
+    module, graph = frozen(residual(kind="float32_nchw"), 8)
+    want = GraphModule(residual(kind="float32_nchw")).eval()(torch.from_numpy(images)).detach().numpy()
+    assert np.sqrt(((reference.run(graph, images)["o"] - want) ** 2).mean()) < 0.06 * want.std()
+
+
+def with_gamma(graph: Graph, change: Callable[[np.ndarray], np.ndarray]) -> Graph:
+    def edit(node: Node) -> Node:
+        if node.op != "batch_norm":
+            return node
+        return replace(node, params={**node.params, "gamma": change(node.params["gamma"].copy()).astype(np.float32)})
+
+    return graph.map(edit)
+
+
+def scattered(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(gamma: np.ndarray) -> np.ndarray:
+        gamma[::2] = value
+        return gamma
+
+    return change
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e-12, -1e-9, 1e-5, -0.8])
+@pytest.mark.parametrize("name", ["residual", "preactivated", "mobile"])
+def test_batch_norms_with_gamma_of_nearly_nothing(name: str, value: float) -> None:
+    graph = with_gamma(GRAPHS[name](), scattered(value))
+    module, integer = frozen(graph, 8)
+    images = pictures(32, seed=9)
+    assert min(agreement(module, integer, images).values()) >= 0.99
+    want = GraphModule(graph).eval()(torch.from_numpy(images)).detach().numpy()
+    got = reference.run(integer, images)["o"]
+    assert np.sqrt(((got - want) ** 2).mean()) < 0.08 * want.std()
+    for node in integer.nodes:
+        assert all(np.isfinite(v).all() and (v > 0).all() for k, v in node.params.items() if k == "multiplier")
+
+
+def test_dead_tensors() -> None:
+    def kill(node: Node) -> Node:
+        if node.name != "l1.0.1.bn":
+            return node
+        return replace(node, params={**node.params, "beta": node.params["beta"] * 0 - 100})
+
+    module, graph = frozen(residual().map(kill), 4)
+    images = pictures(8)
+    assert not module.codes(torch.from_numpy(images))["l1.0.1.conv"].any()
+    assert min(agreement(module, graph, images).values()) >= 0.99
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_lowered_graphs_freeze_too(name: str) -> None:
+    module, graph = frozen(passes.lower(GRAPHS[name]()), 4)
+    assert min(agreement(module, graph, pictures(16)).values()) >= 0.99
+
+
+def test_after_training_codes_still_agree() -> None:
+    module, _ = frozen(residual(), 3)
+    x, labels = torch.from_numpy(pictures(32)), torch.arange(32) % 5
+    optimizer = torch.optim.SGD(module.train().parameters(), 0.05)
+    for _ in range(10):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(x), labels).backward()
+        optimizer.step()
+    module.eval()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    graph = freeze(module)
+    assert min(agreement(module, graph, pictures(32)).values()) >= 0.99
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert not module.training
+
+
+def test_widths_and_storage_in_the_integer_graph() -> None:
+    _, graph = frozen(mobile(), 3)
+    assert graph["stem.conv"].attrs["weight_dtype"] == "s8"
+    assert graph["b2.expand.conv"].attrs["weight_dtype"] == "s3"
+    assert graph["b2.expand.conv"].attrs["bits"] == [3, 3]
+    assert graph["b2.expand.conv"].spec.dtype == "u3"
+    assert graph["b1.project.conv"].spec.zero_point == 128
+    assert graph["fc"].attrs["bits"] == [8, 8]
+    pads = graph["stem.conv"].attrs["pad_code"]
+    assert pads == [round(255 * m) for m in (0.485, 0.456, 0.406)]
+    assert graph["b2.expand.conv"].attrs["qmax"] <= 7
+    assert graph["b1.project.conv.recode"].spec.zero_point == 4

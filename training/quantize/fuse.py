@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -86,6 +86,13 @@ class _Fuser:
     def image(self) -> Unit:
         return self.ends[self.graph.input.name]
 
+    def pixels(self, name: str) -> Pixels | None:
+        """The grid of ``name`` if a convolution may read the image's codes in its place.
+
+        Only the uint8 image may be padded with a code per channel; a float image is normalised to a signed map first.
+        """
+        return self.images.get(name) if self.graph.input.spec.dtype == "u8" else None
+
     def extends(self, name: str, kinds: tuple[str, ...]) -> Unit | None:
         """The unit that ``name`` ends, if one more node may be fused into it."""
         unit = self.ends.get(name)
@@ -98,10 +105,11 @@ class _Fuser:
 
     def conv(self, node: Node, image_or_map: str) -> None:
         low, high = check_clamp(node, node.attrs["min"], node.attrs["max"])
-        pixels = self.images.get(image_or_map)
+        pixels = self.pixels(image_or_map)
         inputs = [self.image() if pixels else self.read(image_or_map)]
         inputs += [self.read(name) for name in node.inputs[1:]]
-        self.emit("conv", node, inputs, pixels=pixels, residual=len(inputs) == 2, low=low, high=high)
+        first = image_or_map in self.images
+        self.emit("conv", node, inputs, pixels=pixels, residual=len(inputs) == 2, first=first, low=low, high=high)
 
     def linear(self, node: Node) -> None:
         if node.name in self.logits:
@@ -119,7 +127,7 @@ class _Fuser:
                 raise refuse(
                     node, "a batch norm over channels", f"one over a flattened map {shape}", "put it before the flatten"
                 )
-            pixels = self.images.get(source)
+            pixels = self.pixels(source)
             inputs = [self.image() if pixels else self.read(source)]
             unit = self.emit("conv", depthwise_ones(node.name, node), inputs, pixels=pixels, constant=True)
         unit.norm = node
@@ -155,7 +163,8 @@ class _Fuser:
     def visit(self, node: Node) -> None:
         source = node.inputs[0] if node.inputs else ""
         if node.op == "input":
-            self.emit("pixels", node, [])
+            name = node.name if node.spec.dtype == "u8" else self.fresh(f"{node.name}.codes")
+            self.emit("pixels", replace(node, name=name), [], node.name)
         elif node.op == "normalize":
             if source != self.graph.input.name:
                 raise refuse(node, "a normalisation of the image", f"one of %{source}", "use a batch norm inside the network")

@@ -4,6 +4,7 @@ QuantModule (gradients) and freeze (integers) both read this plan, so they canno
 how many bits and around which zero point. docs/NUMERICS.md has the algebra; the rules are:
 
 * The first convolution reads the uint8 pixels and has 8-bit weights; the last linear reads u8 and has 8-bit weights.
+  Float images are brought to 256 levels of their range, then normalised to a signed map, which it reads instead.
 * A tensor that only convolutions read is yielded in their ``a_bits`` directly. Any other is a u8 stream, and the
   convolutions that read it share one recode of it.
 * Codes are unsigned with zero point 0 where a clamp from 0 makes them so, else u8 with zero point 128; the recode of a
@@ -111,7 +112,7 @@ def layout(graph: Graph, w_bits: int, a_bits: int, input_range: tuple[float, flo
     for unit in units:
         inputs = [names[id(u)] for u in unit.inputs]
         widths = (EDGE_BITS, EDGE_BITS)
-        if unit.kind == "conv" and not unit.constant and unit.pixels is None:
+        if unit.kind == "conv" and not unit.constant and not unit.first:
             inputs[0] = recoded(inputs[0])
             widths = (w_bits, a_bits)
         sources = [steps[i].codes for i in inputs]
@@ -137,7 +138,7 @@ def _read_by_convolutions_only(units: list[Unit]) -> set[int]:
 
     def narrow(reader: Unit, slot: int) -> bool:
         if reader.kind == "conv":
-            return slot == 0 and not reader.constant
+            return slot == 0 and not reader.constant and not reader.first
         return reader.kind == "move" and id(reader) in result
 
     for unit in reversed(units):

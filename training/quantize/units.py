@@ -23,7 +23,7 @@ class Unit:
     """A step without widths. kind: pixels, conv, add, pool, recode, concat, move, head, or float (on logits).
 
     node: the float node it stands for.  end: the last float node that was fused into it.  norm: the batch norm behind
-    a conv.  pixels: set for a conv that reads the image.  residual: the second input of a conv is added.
+    a conv.  pixels: set for a conv that reads the image's codes.  first: a conv of the image.  residual: the second input of a conv is added.
     constant: weights that are not trained.  low, high: the fused clamp.  read_by: (reader, which of its inputs).
     """
 
@@ -33,6 +33,7 @@ class Unit:
     end: str
     norm: Node | None = None
     pixels: Pixels | None = None
+    first: bool = False
     residual: bool = False
     constant: bool = False
     low: float | None = None
