@@ -167,3 +167,13 @@ def test_packed_weights_round_trip(dtype: str, count: int, isa: str) -> None:
     out = _native.extension().unpack_weights(isa, dtype, packed)
     np.testing.assert_array_equal(out[:count], codes)
     assert not out[count:].any()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", [1, 5, 15, 16, 17, 33])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_images_of_every_width_and_channel_count(width: int, channels: int, isa: str) -> None:
+    """The last image ends where its memory ends: a byte read behind it would be a neighbour's or a fault."""
+    b = GraphBuilder((channels, 2, width), seed=9)
+    graph = b.finish(b.qconv("image", 4, kernel=(1, 1), padding=(0, 0), weight_dtype="s8"))
+    assert_exact(graph, pixels((channels, 2, width), 18), isa)

@@ -34,15 +34,18 @@ inline typename S::I RecodedLine(typename S::I line, const Recode& r) {
   return PackFour<S>(codes);
 }
 
-// Epilogue of four output channels of one pixel: requantization, residual, clamp, packing, recoded copy.
-template <class S>
+// Epilogue of four output channels of one pixel: requantization, residual, clamp, packing, recoded copy. kUsual: no
+// branches on what the layer has; the caller knows that it has exactly y, y2 and residual as named, and fits_int32.
+template <class S, bool kUsual = false, bool kY = false, bool kY2 = false, bool kResidual = false>
 inline void StoreCodes(const ConvU8Args& a, const typename S::I (&acc)[4], int channel, int i, int j, int lane) {
   using I = typename S::I;
+  const bool has_residual = kUsual ? kResidual : a.residual.data != nullptr;
+  const bool has_y = kUsual ? kY : a.y.data != nullptr, has_y2 = kUsual ? kY2 : a.y2.data != nullptr;
   const int64_t line = (channel / 4) * kLineBytes + lane * 4;
   typename S::F v[4];
 #pragma GCC unroll 4
   for (int o = 0; o < 4; ++o) v[o] = S::Mul(S::ToFloat(acc[o]), S::Set(a.multiplier[channel + o]));
-  if (a.residual.data) {
+  if (has_residual) {
     I residual = S::LoadI(a.residual.data + i * a.residual.row + j * a.residual.pixel + line);
     const I zero = S::SetI(a.residual_zero_point);
     const auto factor = S::Set(a.residual_multiplier);
@@ -55,7 +58,7 @@ inline void StoreCodes(const ConvU8Args& a, const typename S::I (&acc)[4], int c
   I codes = S::ZeroI();
   bool packed = false;
   if constexpr (S::kSaturatingPack) {
-    if (a.fits_int32) {
+    if (kUsual || a.fits_int32) {
       const I rounded[4] = {S::Round(v[0]), S::Round(v[1]), S::Round(v[2]), S::Round(v[3])};
       codes = S::PackCodes(rounded, a.range.zero_point, a.range.qmin, a.range.qmax);
       packed = true;
@@ -67,8 +70,8 @@ inline void StoreCodes(const ConvU8Args& a, const typename S::I (&acc)[4], int c
       four[o] = S::AddI(S::Round(S::Clamp(v[o], S::Set(a.range.low), S::Set(a.range.high))), S::SetI(a.range.zero_point));
     codes = PackFour<S>(four);
   }
-  if (a.y.data) S::StoreI(a.y.data + i * a.y.row + j * a.y.pixel + line, codes);
-  if (a.y2.data) S::StoreI(a.y2.data + i * a.y2.row + j * a.y2.pixel + line, RecodedLine<S>(codes, a.recode));
+  if (has_y) S::StoreI(a.y.data + i * a.y.row + j * a.y.pixel + line, codes);
+  if (has_y2) S::StoreI(a.y2.data + i * a.y2.row + j * a.y2.pixel + line, RecodedLine<S>(codes, a.recode));
 }
 
 // Epilogue of a head: float32 logits, two roundings.

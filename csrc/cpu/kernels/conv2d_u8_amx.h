@@ -124,20 +124,23 @@ struct AmxBlock {
   const int32_t* sums;
 };
 
-template <class S>
-inline void AmxEpilogue(const ConvU8AmxArgs& a, const AmxBlock& b) {
-  for (int p = 0; p < b.pixels; ++p)
-    for (int c = 0; c < b.channels; c += 4) {
-      if (b.channel + c >= a.conv_channels) break;  // the last tile may be padded
-      const int32_t* sums = b.sums + (int64_t{p} * b.channels + c) * kTile;
+template <class S, bool kUsual, bool kY, bool kY2, bool kResidual>
+inline void AmxEpilogue(const ConvU8Args& conv, int channels_stored, const AmxBlock& b) {
+  const int channels = b.channel + b.channels > channels_stored ? channels_stored - b.channel : b.channels;
+  for (int p = 0; p < b.pixels; ++p) {
+    const int32_t* sums = b.sums + int64_t{p} * b.channels * kTile;
+    for (int c = 0; c < channels; c += 4, sums += 4 * kTile) {
       const typename S::I acc[4] = {S::LoadI(sums), S::LoadI(sums + kTile), S::LoadI(sums + 2 * kTile),
                                     S::LoadI(sums + 3 * kTile)};
-      StoreCodes<S>(a.conv, acc, b.channel + c, b.i, b.j + p, 0);
+      StoreCodes<S, kUsual, kY, kY2, kResidual>(conv, acc, b.channel + c, b.i, b.j + p, 0);
     }
+  }
 }
 
-template <class S>
-void ConvU8Amx(const ConvU8AmxArgs& a) {
+template <class S, bool kUsual, bool kY, bool kY2, bool kResidual>
+void ConvU8AmxBlocks(const ConvU8AmxArgs& args) {
+  // A copy that no store can alias: byte stores would otherwise make the compiler read every field again.
+  const ConvU8AmxArgs a = args;
   const ConvGeometry& g = a.conv.geometry;
   const bool pairs = a.channel_tiles % 2 == 0;
   const int width = pairs ? 2 : 4, tiles = pairs ? 2 : 1;
@@ -166,12 +169,21 @@ void ConvU8Amx(const ConvU8AmxArgs& a) {
             default: AmxOneByP<S, 4>(a, x, tile, out); break;
           }
         }
-        if (waiting.pixels) AmxEpilogue<S>(a, waiting);
+        if (waiting.pixels) AmxEpilogue<S, kUsual, kY, kY2, kResidual>(a.conv, a.conv_channels, waiting);
         waiting = {i, j, pixels, tile * a.channels_per_tile, tiles * a.channels_per_tile, out};
       }
     }
-  AmxEpilogue<S>(a, waiting);
+  AmxEpilogue<S, kUsual, kY, kY2, kResidual>(a.conv, a.conv_channels, waiting);
   _tile_release();
+}
+
+template <class S>
+void ConvU8Amx(const ConvU8AmxArgs& a) {
+  const bool y = a.conv.y.data, y2 = a.conv.y2.data, residual = a.conv.residual.data;
+  if (!a.conv.fits_int32 || (residual && !y)) return ConvU8AmxBlocks<S, false, false, false, false>(a);
+  if (residual) return y2 ? ConvU8AmxBlocks<S, true, true, true, true>(a) : ConvU8AmxBlocks<S, true, true, false, true>(a);
+  if (!y) return ConvU8AmxBlocks<S, true, false, true, false>(a);
+  return y2 ? ConvU8AmxBlocks<S, true, true, true, false>(a) : ConvU8AmxBlocks<S, true, true, false, false>(a);
 }
 
 }  // namespace hce::kernels

@@ -21,9 +21,28 @@ inline uint32_t PixelWord3(const uint8_t* pixel) {
   return word;
 }
 
+// Pixels [j, j + count) of row i of all images, count <= 16: sixteen pixels of an image are one register, and a transpose
+// makes them sixteen images of a pixel.
+template <class S>
+inline void LoadPixels3(const LoadCodesArgs& a, int i, int j, int count) {
+  const ImageTile& t = a.images;
+  typename S::I words[kTile];
+  for (int n = 0; n < kTile; ++n)
+    words[n] = n < t.count ? S::LoadPixels3(t.data + n * t.image_bytes + (int64_t{i} * t.w + j) * 3, count) : S::ZeroI();
+  S::Transpose(words);
+  for (int p = 0; p < count; ++p) S::StoreI(a.y.data + i * a.y.row + (j + p) * a.y.pixel, words[p]);
+}
+
 template <class S>
 void LoadCodes(const LoadCodesArgs& a) {
   const ImageTile& t = a.images;
+  if constexpr (S::kTransposesTiles) {
+    if (t.c == 3) {
+      for (int i = 0; i < t.h; ++i)
+        for (int j = 0; j < t.w; j += kTile) LoadPixels3<S>(a, i, j, t.w - j < kTile ? t.w - j : kTile);
+      return;
+    }
+  }
   const int units = (t.c + 3) / 4;
   for (int i = 0; i < t.h; ++i)
     for (int n = 0; n < kTile; ++n) {

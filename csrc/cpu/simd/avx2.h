@@ -47,6 +47,7 @@ struct Simd {
   static I Round(F v) { return _mm256_cvtps_epi32(v); }
 
   // As in avx512.h, eight images at a time.
+  static constexpr bool kTransposesTiles = false;
   static constexpr bool kSaturatingPack = true;
   static I PackCodes(const I (&v)[4], int zero_point, int qmin, int qmax) {
     I low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);

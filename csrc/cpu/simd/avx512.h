@@ -75,6 +75,37 @@ struct Simd {
     return _mm512_or_si512(even, _mm512_slli_epi16(scaled(_mm512_srli_epi16(line, 8)), 8));
   }
 
+  // The first `count` <= 16 pixels of 3 bytes at p, one per lane, fourth byte 0; reads no byte behind them.
+  static constexpr bool kTransposesTiles = true;
+  static I LoadPixels3(const uint8_t* p, int count) {
+    const I bytes = _mm512_maskz_loadu_epi8((uint64_t{1} << (3 * count)) - 1, p);
+    const I spread = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11), bytes);
+    return _mm512_shuffle_epi8(spread, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1)));
+  }
+  // r[i][j] <-> r[j][i] for 16 x 16 words: pairs, quadruples, then 128-bit quarters.
+  static void Transpose(I (&r)[16]) {
+    I t[16];
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+      r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+      r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+      r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+      r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int k = 0; k < 4; ++k) {  // r[4 q + k] holds word k of each quarter for images 4 q .. 4 q + 3
+      const I low = _mm512_shuffle_i32x4(r[k], r[4 + k], 0x88), low2 = _mm512_shuffle_i32x4(r[8 + k], r[12 + k], 0x88);
+      const I high = _mm512_shuffle_i32x4(r[k], r[4 + k], 0xdd), high2 = _mm512_shuffle_i32x4(r[8 + k], r[12 + k], 0xdd);
+      t[k] = _mm512_shuffle_i32x4(low, low2, 0x88);
+      t[8 + k] = _mm512_shuffle_i32x4(low, low2, 0xdd);
+      t[4 + k] = _mm512_shuffle_i32x4(high, high2, 0x88);
+      t[12 + k] = _mm512_shuffle_i32x4(high, high2, 0xdd);
+    }
+    for (int i = 0; i < 16; ++i) r[i] = t[i];
+  }
+
   // acc[l] += sum_{j<4} x[l][j] * w[j]; x unsigned bytes, w signed bytes, the same four for every lane. No saturation.
   template <bool kPairsFit>
   static I Dot4(I acc, I x, I w) { return _mm512_dpbusd_epi32(acc, x, w); }
