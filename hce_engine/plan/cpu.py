@@ -39,8 +39,8 @@ def _limits(node: Node) -> tuple[float, float]:
 class _Lowering:
     """One pass over the graph in topological order; ``maps`` holds where each node's value lies."""
 
-    def __init__(self, graph: Graph, isa: str) -> None:
-        self.graph, self.isa = graph, isa
+    def __init__(self, graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice]) -> None:
+        self.graph, self.isa, self.choose_conv_f32 = graph, isa, choose_conv_f32
         self.consumers = graph.consumers()
         self.outputs = {m.output for m in graph.members}
         self.maps: dict[str, Map] = {}
@@ -124,7 +124,7 @@ class _Lowering:
         reads, writes = {"x": x}, {"y": y}
         if len(node.inputs) == 2:
             reads["residual"] = self.value(node.inputs[1])
-        choice = select.select_conv_f32(
+        choice = self.choose_conv_f32(
             self.isa, weight.shape, (shape[8], shape[9]), (shape[12], shape[13]), groups, y.h, y.w
         )
         if choice.winograd:
@@ -347,12 +347,15 @@ def _with_halos(steps: Sequence[Step]) -> list[Step]:
     return result
 
 
-def build_plan(graph: Graph, isa: str) -> Plan:
+def build_plan(
+    graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice] = select.select_conv_f32
+) -> Plan:
     """The plan of all members of ``graph`` (they share the nodes they have in common) on instruction set ``isa``.
 
+    choose_conv_f32: the rule for float convolutions; benchmarks pass others to compare algorithms.
     The graph must be lowered: no batch norms. Raises GraphError or UnsupportedError.
     """
-    lowering = _Lowering(verify(graph), isa)
+    lowering = _Lowering(verify(graph), isa, choose_conv_f32)
     lowering.run()
     steps = _with_halos(lowering.steps)
     arena = memory.place(steps)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Relative cost of one transform operation against one multiply-accumulate of the product stage, per instruction set.
-WINOGRAD_TRANSFORM_COST = {"amx": 2.2, "avx512vnni": 2.2, "avx2": 2.2, "portable": 2.2}
+# Cost of one operation of the (input, output) transform against one multiply-accumulate, memory traffic included.
+WINOGRAD_TRANSFORM_COST = {isa: (3.2, 2.4) for isa in ("amx", "avx512vnni", "avx2", "portable")}
 WINOGRAD_MARGIN = 1.1  # the direct kernel must be predicted slower by this much
 
 
@@ -20,10 +20,10 @@ class ConvChoice:
     reason: str
 
 
-def winograd_cost(c: int, oc: int, out_h: int, out_w: int, transform: float) -> tuple[float, float]:
+def winograd_cost(c: int, oc: int, out_h: int, out_w: int, transform: tuple[float, float]) -> tuple[float, float]:
     """(Winograd, direct) cost of a 3x3 layer in multiply-accumulates per image, partly filled tiles included."""
     tiles = -(-out_h // 4) * -(-out_w // 4)
-    return tiles * (36 * c * oc + transform * (144 * c + 100 * oc)), 9.0 * c * oc * out_h * out_w
+    return tiles * (36 * c * oc + transform[0] * 144 * c + transform[1] * 100 * oc), 9.0 * c * oc * out_h * out_w
 
 
 def select_conv_f32(
