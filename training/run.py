@@ -150,13 +150,13 @@ def train(
     out, arch, target = Path(out), arch or recipe.arch, _device(device)
     whole, test = read_data(data, recipe.seed)
     spec = input_for(resolve(arch, whole.classes)[1].input, whole)
-    _claim(out, _identity(recipe, arch, source, spec, whole, test), resume)
-    if (out / RESULT).exists():
-        return read_json(out / RESULT)
     training, holdout = whole, None
     if recipe.data.holdout:
         rest, taken = stratified(whole.labels, recipe.data.holdout, recipe.seed)
         training, holdout = whole.take(rest), whole.take(taken).to(target)
+    _claim(out, _identity(recipe, arch, source, spec, whole, test), resume)
+    if (out / RESULT).exists():
+        return read_json(out / RESULT)
     with TrainingProgress(progress) as bar:
         run = Run(recipe, arch, source, out, spec, training.to(target), holdout, MetricsLog(out / "metrics.jsonl"), bar, target)
         o = original(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 
 import hce_engine as hce
+from hce_engine.training import quickstart as module
 from hce_engine.training.data import digits
 from hce_engine.training.quickstart import MEMBERS, quickstart, table
 from hce_engine.training.throughput import interleaved
@@ -19,8 +21,8 @@ from hce_engine.training.throughput import interleaved
 from . import own_network
 
 RECIPE = own_network.recipe(
-    arch=f"{own_network.__name__}:coarse", data={"holdout": 0, "flip": False}, o={"epochs": 6, "lr": 0.1},
-    s={"rounds": 1, "flops_ratio": 0.8},
+    arch=f"{own_network.__name__}:coarse", data={"holdout": 0, "flip": False},
+    o={"epochs": 8, "lr": 0.1, "batch_size": 64}, q={"batch_size": 64}, s={"rounds": 1, "flops_ratio": 0.8, "batch_size": 64},
 )
 
 
@@ -35,7 +37,12 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", refuse)
 
 
-@pytest.mark.usefixtures("no_compiler")
+@pytest.fixture
+def brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "interleaved", partial(interleaved, rounds=1, seconds=0.01))
+
+
+@pytest.mark.usefixtures("no_compiler", "brief_timing")
 def test_it_leaves_a_model_and_a_report_that_agree(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     report = quickstart(tmp_path, recipe=RECIPE, threads=1, progress=False)
