@@ -54,7 +54,7 @@ class _Freezer:
         source = self.plan.input
         pixel = self.module.of(step, PixelStep)
         self.zeros[step.name] = [int(z) for z in pixel.zero.flatten()]
-        self.scales[step.name] = pixel.one
+        self.scales[step.name] = pixel.scale
         self.nodes.append(source)
         self.specs[source.name] = source.spec
         if pixel.is_float:

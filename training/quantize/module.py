@@ -28,13 +28,15 @@ from hce_engine.training.graph_module import Apply, attach, function_of, require
 from .layout import Layout, Step, layout
 from .quantizer import Quantizer
 from .steps import AddStep, ConvStep, HeadStep, MoveStep, PixelStep, PoolStep, RecodeStep, Requantized, Value
+from .units import Pixels
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def _module(step: Step, plan: Layout) -> nn.Module:
     if step.kind == "pixels":
-        return PixelStep(plan, _pixel_zero(plan))
+        pixels = _pixels(plan)
+        return PixelStep(plan, pixels.zero, pixels.unit)
     if step.kind == "float":
         function = function_of(step.node)
         assert function is not None, step.node.op
@@ -46,9 +48,9 @@ def _module(step: Step, plan: Layout) -> nn.Module:
     return kinds[step.kind](step)
 
 
-def _pixel_zero(plan: Layout) -> tuple[int, ...]:
-    """The code of a padded pixel per channel; every reader of the image has the one normalisation."""
-    return next((s.pixels.zero for s in plan.steps if s.pixels is not None), (0,) * plan.input.spec.shape[0])
+def _pixels(plan: Layout) -> Pixels:
+    """The grid of the image; every reader of it has the one normalisation."""
+    return next(s.pixels for s in plan.steps if s.pixels is not None)
 
 
 class QuantModule(nn.Module):
@@ -110,7 +112,7 @@ class QuantModule(nn.Module):
         result: dict[str, np.ndarray] = {}
         for (step, _, _), value in zip(self._steps, self.walk(x), strict=True):
             if step.codes is not None:
-                zero = torch.tensor(_pixel_zero(self.layout)).view(1, -1, 1, 1) if step.kind == "pixels" else step.codes.zero_point
+                zero = torch.tensor(_pixels(self.layout).zero).view(1, -1, 1, 1) if step.kind == "pixels" else step.codes.zero_point
                 result[step.name] = (value[0].cpu() + zero).to(torch.uint8).contiguous().numpy()
         return result
 

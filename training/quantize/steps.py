@@ -30,12 +30,12 @@ class PixelStep(nn.Module):
     """The image as codes minus the code of a padded pixel: uint8 pixels as they are, float images on a grid of 256."""
 
     zero: Tensor
-    one: Tensor
+    scale: Tensor
 
-    def __init__(self, plan: Layout, zero: tuple[int, ...]) -> None:
+    def __init__(self, plan: Layout, zero: tuple[int, ...], scale: float) -> None:
         super().__init__()
         self.register_buffer("zero", torch.tensor(zero, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("one", torch.tensor(1.0), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32), persistent=False)
         self.is_float = plan.input.spec.dtype == "f32"
         self.low, self.multiplier = input_grid(plan)
 
@@ -43,7 +43,7 @@ class PixelStep(nn.Module):
         x = x.float()
         if self.is_float:
             x = ((x - self.low) * self.multiplier).clamp(0, 255).round()
-        return (x - self.zero).contiguous(memory_format=torch.channels_last), self.one
+        return (x - self.zero).contiguous(memory_format=torch.channels_last), self.scale
 
 
 def input_grid(plan: Layout) -> tuple[float, float]:
@@ -83,7 +83,7 @@ class Weights(nn.Module):
 
     def init_weights(self, weight: Tensor, bits: int, constant: bool = False) -> None:
         self.w_lo, self.w_hi = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-        self.w_gradient_scale = (weight[0].numel() * self.w_hi) ** -0.5
+        self.w_gradient_scale = (weight.numel() * self.w_hi) ** -0.5
         step = weight.flatten(1).abs().amax(1)
         if constant:
             self.register_buffer("weight", weight, persistent=False)
@@ -139,7 +139,7 @@ class ConvStep(Requantized, Weights):
         if step.pixels is not None:
             oc, cg = weight.shape[:2]
             channels = torch.arange(oc)[:, None] // (oc // groups) * cg + torch.arange(cg)
-            scale = torch.from_numpy(step.pixels.scale).float()[channels].view(oc, cg, 1, 1)
+            scale = torch.from_numpy(step.pixels.scale / step.pixels.unit).float()[channels].view(oc, cg, 1, 1)
         self.register_buffer("pixel_scale", scale, persistent=False)
         if step.constant and scale is not None:
             weight, self.pixel_scale = weight * scale, None

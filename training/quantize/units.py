@@ -17,6 +17,15 @@ class Pixels:
     scale: np.ndarray  # float64 (C,)
     zero: tuple[int, ...]
 
+    @property
+    def unit(self) -> float:
+        """The scale of the image's codes; what is left, scale / unit, multiplies weights.
+
+        Any number would do for the values. This one keeps the first layer's weights, and with them the step sizes
+        that are learned, of the size that the learning rate is meant for.
+        """
+        return float(np.float32(self.scale.mean()))
+
 
 @dataclass
 class Unit:
