@@ -32,7 +32,7 @@ def command(out: Path, threads: int | None, json_path: Path | None, device: str)
 
     from ..training.quickstart import quickstart, table
 
-    report = quickstart(out, threads=threads, progress=sys.stderr.isatty())
+    report = quickstart(out, threads=threads, progress=True)
     if str(json_path) != "-":
         (Console() if sys.stdout.isatty() else Console(width=120)).print(table(report))
         click.echo(f"{out / 'model.hce'} and {out / 'report.json'} are written; try: hce info {out / 'model.hce'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def command(
 
     result = train(
         recipe, data, out, arch=arch, checkpoint_path=checkpoint, resume=resume, device=device,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     if str(json_path) != "-":
         _show(out, result)
