@@ -55,7 +55,9 @@ def test_npz_holds_the_same(run_hce: Callable, model: Path, tmp_path: Path, pixe
     np.savez(tmp_path / "images.npz", images=pixels)
     assert run_hce("run", model, tmp_path / "images.npz", "-o", tmp_path / "p.csv").code == 0
     assert run_hce("run", model, tmp_path / "images.npz", "-o", tmp_path / "p.npz").code == 0
-    saved, rows = np.load(tmp_path / "p.npz"), _rows(tmp_path / "p.csv")
+    with np.load(tmp_path / "p.npz") as arrays:
+        saved = dict(arrays)
+    rows = _rows(tmp_path / "p.csv")
     assert saved["index"].tolist() == list(range(21))
     assert saved["class_names"][saved["class"]].tolist() == [r["class"] for r in rows]
     np.testing.assert_allclose(saved["probability"], [float(r["probability"]) for r in rows], atol=1e-6)

@@ -85,7 +85,8 @@ def test_train_build_eval_info_run(
     assert facts["flops_ratio"] <= 0.9
     assert facts["layers"]["q"][1]["bits"] == [3, 3]
 
-    np.save(tmp_path / "images.npy", np.load(data)["x_test"])
+    with np.load(data) as arrays:
+        np.save(tmp_path / "images.npy", arrays["x_test"])
     assert run_hce("run", model, tmp_path / "images.npy", "-o", tmp_path / "p.csv").code == 0
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 33
 
