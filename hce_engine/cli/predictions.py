@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
+from numpy.lib import format as npy
 
 from ..atomic import atomic_write
 from ..errors import InputError
@@ -41,7 +43,7 @@ class _CsvWriter:
     def _rows(self, rows: Sequence[Sequence[str]]) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
-        self._file.write(text.getvalue().encode())
+        self._file.write(text.getvalue().encode("utf-8", "surrogateescape"))  # a file name may be any bytes
 
     def add(self, names: Sequence[str], logits: np.ndarray) -> None:
         rows = []
@@ -72,7 +74,11 @@ class _NpzWriter:
             "probability": np.concatenate([np.empty(0, np.float32), *self._probabilities]),
             "class_names": np.array(self._classes or (), dtype=np.str_),
         }
-        np.savez(file, **arrays)
+        # Not np.savez: one of the arrays has the name of its own first parameter, ``file``.
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                    npy.write_array(stream, array, allow_pickle=False)
 
 
 @contextmanager

@@ -70,6 +70,28 @@ def test_a_folder_gives_file_names(run_hce: Callable, model: Path, tmp_path: Pat
     assert json.loads((tmp_path / "run.json").read_text())["images"] == 5
 
 
+def test_npz_holds_file_names_too(run_hce: Callable, model: Path, tmp_path: Path, folder: Path) -> None:
+    assert run_hce("run", model, folder, "-o", tmp_path / "p.npz").code == 0
+    with np.load(tmp_path / "p.npz") as saved:
+        assert list(saved["file"]) == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+        assert saved["class"].shape == saved["probability"].shape == (5,)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".npz"])
+def test_a_file_name_may_be_any_bytes(
+    run_hce: Callable, model: Path, tmp_path: Path, folder: Path, suffix: str
+) -> None:
+    name = os.fsdecode(b"\xff\xc3\xa9.png")
+    os.rename(folder / "0.png", folder / name)
+    out = tmp_path / f"p{suffix}"
+    assert run_hce("run", model, folder, "-o", out).code == 0
+    if suffix == ".csv":
+        assert b"\n\xff\xc3\xa9.png," in out.read_bytes()
+    else:
+        with np.load(out) as saved:
+            assert name in saved["file"]
+
+
 def test_an_unreadable_image_stops_or_is_listed(run_hce: Callable, model: Path, tmp_path: Path, folder: Path) -> None:
     (folder / "2.png").write_bytes(b"no image")
     out = tmp_path / "p.csv"
