@@ -18,11 +18,14 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
     The bytes go to a temporary file in the same folder, are synced, and are renamed over ``path``; then the folder is
     synced. On any exception the temporary file is removed and ``path`` is untouched. Raises WriteError when the folder
-    is missing, not writable or full.
+    is missing, not writable or full, or ``path`` is something other than a file: a device would be gone for everyone.
     """
     path = Path(path)
     temporary = path.parent / f".hce-{secrets.token_hex(8)}.tmp"
     try:
+        if path.exists() and not path.is_file():
+            raise WriteError(f"writing {path}", expected="a file, or a name that is free",
+                             got="a folder" if path.is_dir() else "a device or pipe", fix="choose another name")
         # os.open, unlike tempfile, lets the caller's umask decide who may read the result.
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
         try:
