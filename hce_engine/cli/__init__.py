@@ -5,10 +5,15 @@ Commands import what they need when they run, so that ``hce --help`` does not wa
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -17,6 +22,8 @@ from .. import __version__
 from ..errors import HceError
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+TERMINATED = 143  # the same for a program that was asked to end
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 COMMANDS = ("doctor", "quickstart", "train", "build", "info", "run", "eval")
 
 
@@ -50,8 +57,13 @@ def app() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a command and ends the process with its exit code; an error is one sentence on stderr."""
     state = {"debug": False}
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
+    if sys.stdout is None:  # started with a closed stdout
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     try:
         code = app.main(arguments, prog_name="hce", standalone_mode=False, obj=state)
+        sys.stdout.flush()  # here, where a full disk behind it is reported
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -59,9 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         print("hce: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away, which is its right
+        _drop_stdout()  # the reader of our output went away, which is its right
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            _drop_stdout()
         if state["debug"]:
             traceback.print_exc()
         print(f"hce: {_sentence(error)}", file=sys.stderr)
@@ -69,10 +83,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _stop(*_: object) -> NoReturn:
+    """As an exception, a request to end removes temporary files on its way out."""
+    sys.exit(TERMINATED)
+
+
+def _drop_stdout() -> None:
+    """What stdout still holds goes nowhere, so that the interpreter does not fail on it once more when it ends."""
+    with suppress(OSError, ValueError):  # stdout has no file, or is closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _sentence(error: Exception) -> str:
     if isinstance(error, HceError):
         return " ".join(str(error).split())
-    if isinstance(error, MemoryError):
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return f"writing the output: expected free space, got {error.strerror}; free some space or send it elsewhere"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch raises a RuntimeError
         return "out of memory; use a smaller --batch or a machine with more memory"
     reason = " ".join(str(error).split())[:300]
     return f"unexpected {type(error).__name__}: {reason}; run again with --debug and report what it prints"

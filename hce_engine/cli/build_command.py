@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import common, find_own_models, numbers
+from .options import common, find_own_models, keep_inputs, numbers
 from .output import amount, percent, say, show_table, write_json
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def command(
       hce build net.pt --arch mypackage.models:small_net -o small.hce --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5
       hce build runs/r20 -o r20.hce
     """
+    keep_inputs((out, json_path), (source, *([data] if data else [])))
     if source.is_dir():
         result = _from_run(source, out, (arch, classes, size, mean, std, resize), data, no_reference, device)
     else:
@@ -63,9 +64,12 @@ def _from_checkpoint(
     source: Path, out: Path, arch: str | None, classes: int | None, options: dict[str, Any], data: Path | None, device: str,
 ) -> Artifact:
     from ..builder import build
-    from ..errors import InputError
+    from ..errors import CheckpointError, InputError
     from ..training.models import MODELS, load_checkpoint, resolve
 
+    if not source.is_file():
+        raise CheckpointError(f"build of {source}", expected="the folder of a run, or a checkpoint file", got="nothing there",
+                              fix="check the path")
     if arch is None:
         raise InputError(f"build of {source}", expected="--arch with a checkpoint", got="none",
                          fix=f"name one of {', '.join(MODELS)}, or package.module:factory")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import common
+from .options import common, keep_inputs
 from .output import percent, progress_bar, say, show_table, write_json
 
 
@@ -37,6 +37,7 @@ def command(
     from ..images.files import to_input
     from ..training.evaluate import evaluate_logits
 
+    keep_inputs((json_path,), (model, data))
     engine = load(model, device=device, threads=threads)
     labelled = images.load_labelled(data, split, spec=engine.input, skip_bad=skip_bad)
     graph = engine.artifact.graph

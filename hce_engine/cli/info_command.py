@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import common
+from .options import common, keep_inputs
 from .output import amount, percent, show_table, write_json
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def command(model: Path, layers: bool, json_path: Path | None, device: str) -> i
     """
     from .. import artifact
 
+    keep_inputs((json_path,), (model,))
     loaded = artifact.load(model)
     facts = describe(loaded, artifact.digest(model), model.stat().st_size)
     quiet = str(json_path) == "-"

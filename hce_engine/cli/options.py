@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,18 @@ def common(command: Command) -> Command:
                            help="Where to compute; reference is slow and exact.")(command)
     return click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",
                         help="Also write the result as JSON (- for stdout).")(command)
+
+
+def keep_inputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> None:
+    """Raises InputError when a file to be written is one that is read, or two outputs are the same file."""
+    taken = {os.path.realpath(path): "an input of this command" for path in inputs}
+    for path in outputs:
+        if path is None or str(path) == "-":
+            continue
+        place = os.path.realpath(path)
+        if place in taken:
+            raise InputError(f"writing {path}", expected="a file of its own", got=taken[place], fix="choose another name")
+        taken[place] = "another output of this command"
 
 
 def find_own_models() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import common
+from .options import common, keep_inputs
 from .output import amount, progress_bar, say, write_json
 from .predictions import NO_CLASS, open_predictions, top_class
 
@@ -40,6 +40,7 @@ def command(
     from ..images import open_images
     from ..images.cifar import find_cifar
 
+    keep_inputs((out, json_path), (model, source))
     engine = load(model, device=device, threads=threads)
     images = open_images(source, engine.input, skip_bad=skip_bad)
     by_index = source.suffix in (".npy", ".npz") or (source.is_dir() and find_cifar(source) is not None)

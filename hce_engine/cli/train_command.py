@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import common, find_own_models, training_device
+from .options import common, find_own_models, keep_inputs, training_device
 from .output import percent, say, show_table, write_json
 
 
@@ -35,6 +35,7 @@ def command(
       hce train my.toml --arch mypackage.models:small_net --data photos/ --out runs/mine
     """
     device = training_device(device)
+    keep_inputs((json_path,), [path for path in (Path(recipe), Path(data), checkpoint) if path is not None and path.is_file()])
     find_own_models()
     from ..training.run import train
 
