@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from hce_engine.errors import WriteError
+
 from .checkpoint import write_bytes
 
 
@@ -69,6 +71,11 @@ class MetricsLog:
             write_bytes(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
 
     def append(self, record: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Adds a line; raises WriteError when the disk is full."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise WriteError(f"writing {self.path}", expected="a writable file with free space", got=error.strerror or str(error),
+                             fix="free some space and run the same command: it goes on from the last whole epoch") from None

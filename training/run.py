@@ -35,7 +35,7 @@ from .data import Split, digits, mean_codes, stratified, to_split
 from .evaluate import evaluate_logits, frozen_logits
 from .graph_module import GraphModule
 from .loop import predict
-from .models import resolve
+from .models import load_checkpoint, resolve
 from .progress import MetricsLog, TrainingProgress
 from .recipe import Recipe, load_recipe
 from .stages import Run, original, pruned, quantized
@@ -149,7 +149,10 @@ def train(
         raise CheckpointError(f"checkpoint {source}", expected="a file", got="nothing there", fix="check the path")
     out, arch, target = Path(out), arch or recipe.arch, _device(device)
     whole, test = read_data(data, recipe.seed)
-    spec = input_for(resolve(arch, whole.classes)[1].input, whole)
+    module, architecture = resolve(arch, whole.classes)
+    spec = input_for(architecture.input, whole)
+    if source is not None:
+        load_checkpoint(module, source, architecture.renames)  # a wrong one is refused before a folder is claimed
     training, holdout = whole, None
     if recipe.data.holdout:
         rest, taken = stratified(whole.labels, recipe.data.holdout, recipe.seed)

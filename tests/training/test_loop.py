@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hce_engine.errors import RecipeError
+from hce_engine.errors import RecipeError, WriteError
 from hce_engine.training.data import Augmentation, Batches, Split, mean_codes, to_split
 from hce_engine.training.graph_module import GraphModule
 from hce_engine.training.loop import Phase, accuracy, fit, learning_rate, optimizer_for, predict
@@ -152,6 +152,12 @@ def test_predict_restores_the_mode_and_does_not_depend_on_the_batch() -> None:
     a, b = predict(module, data(), 28), predict(module, data(), 5)
     assert module.training
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_metrics_that_cannot_be_written_are_an_error_of_writing(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(WriteError, match=r"metrics\.jsonl"):
+        MetricsLog(tmp_path / "metrics.jsonl").append({"phase": "o", "epoch": 0})
 
 
 def test_metrics_survive_a_line_cut_short(tmp_path: Path) -> None:

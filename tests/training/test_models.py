@@ -153,6 +153,8 @@ BAD = {
     "shape": (lambda s: {**s, "linear.bias": torch.zeros(100)}, r"linear\.bias: expected shape \(10,\), got \(100,\)"),
     "type": (lambda s: {**s, "linear.bias": torch.zeros(10, dtype=torch.int32)}, r"float32, got torch\.int32"),
     "nan": (lambda s: {**s, "linear.bias": torch.full((10,), float("nan"))}, "NaN or Inf"),
+    "sparse": (lambda s: {**s, "linear.bias": torch.zeros(10).to_sparse()}, "a dense tensor with values, got torch.sparse_coo"),
+    "no values": (lambda s: {**s, "linear.bias": torch.zeros(10, device="meta")}, "got one without values"),
     "not a tensor": (lambda s: {**s, "linear.bias": [1.0]}, "names and tensors only"),
     "a list": (lambda s: [torch.zeros(1)], "a state dict"),
     "code to run": (lambda s: {"a": Payload()}, "a file of tensors"),

@@ -155,5 +155,8 @@ def test_wrong_use_is_named(data: Path, tmp_path: Path) -> None:
         go(data, tmp_path / "d", checkpoint_path=tmp_path / "missing.pth")
     with pytest.raises(InputError):
         go(data, tmp_path / "e", arch="no_such_package:Small")
-    for name in "bcde":  # refused before anything was written
+    torch.save({"stem.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="missing"):
+        go(data, tmp_path / "f", checkpoint_path=tmp_path / "other.pth")
+    for name in "bcdef":  # refused before anything was written
         assert not (tmp_path / name).exists()

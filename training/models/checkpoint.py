@@ -42,6 +42,11 @@ def load_checkpoint(module: nn.Module, path: str | Path, renames: Sequence[tuple
         if key not in state:
             continue
         found = state[key]
+        if found.layout != torch.strided or found.is_meta:
+            raise CheckpointError(
+                f"checkpoint {path}, {key}", expected="a dense tensor with values",
+                got="one without values" if found.is_meta else f"{found.layout}", fix="save the state dict of the dense model",
+            )
         if found.shape != tensor.shape:
             raise CheckpointError(
                 f"checkpoint {path}, {key}", expected=f"shape {tuple(tensor.shape)}", got=f"{tuple(found.shape)}",
