@@ -99,7 +99,7 @@ def check_images(images: np.ndarray, spec: InputSpec) -> np.ndarray:
         hint = "transpose to the stated layout" if sorted(swapped) == sorted(spec.array_shape) else "resize the images"
         raise refuse(described, hint)
     if not images.flags.c_contiguous:
-        raise refuse(f"{described} with strides {images.strides}", "pass np.ascontiguousarray(images)")
+        raise refuse(f"{described} with strides {images.strides}", "pass np.ascontiguousarray(images), or images.contiguous() of a tensor")
     return images
 
 

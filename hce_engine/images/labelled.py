@@ -87,7 +87,7 @@ def _from_folder(path: Path, split: str, spec: InputSpec | None, skip_bad: bool)
         except DataError as error:
             if not skip_bad:
                 raise
-            skipped.append((name, error.got))
+            skipped.append((name, f"{error.got}, not {error.expected}"))
             continue
         if images and image.shape != images[0].shape:
             raise DataError(f"image {root / name}", expected=f"{images[0].shape[:2]} pixels as in the first image",

@@ -135,7 +135,7 @@ class _FileImages:
             except DataError as error:
                 if not self.skip_bad:
                     raise
-                self.skipped.append(Skipped(name, error.got))
+                self.skipped.append(Skipped(name, f"{error.got}, not {error.expected}"))
                 continue
             names.append(name)
             images.append(image)

@@ -51,7 +51,7 @@ def test_bad_files_are_named_or_skipped_and_listed(photos: Path) -> None:
         names, _ = drain(source, 4)
         assert len(names) == 6
         assert [s.name for s in source.skipped] == ["cat/1.png", "dog/0.png"]
-        assert source.skipped[1].reason == "7 x 7"
+        assert source.skipped[1].reason == "7 x 7, not 6 x 4 pixels"
 
 
 def test_links_to_folders_are_not_followed(photos: Path) -> None:
