@@ -6,9 +6,8 @@
 //
 //   C[m][n] += sum_k A[m][4 k + b] * B[k][4 n + b],  m output channel, n image, k line, b channel in line
 //
-// A result tile goes through memory (there is no other way out of a tile register). The epilogue of a block is cut into
-// slices that stand between the tile instructions of the next block: the processor's window of some 500 instructions
-// then always holds work for both units, which a whole epilogue behind a whole block does not give it.
+// A result tile goes through memory (there is no other way out of a tile register); the epilogue of a block runs after
+// the tile instructions of the next one were issued, so that the two units overlap.
 #pragma once
 #include "conv2d_u8.h"
 
@@ -52,46 +51,9 @@ inline void ConfigureTilePairs(int channels, int rows) {
   LoadConfig<S>(config);
 }
 
-// The epilogue of a block whose sums lie in memory, in slices. kUsual and the rest: see StoreCodes.
-template <class S, bool kUsual, bool kY, bool kY2, bool kResidual>
-class AmxEpilogue {
- public:
-  AmxEpilogue(const ConvU8Args& conv, int channels_stored, int steps)
-      : conv_(conv), channels_stored_(channels_stored), steps_(steps) {}
-
-  // Starts on pixels (i, j) to (i, j + pixels) x channels [channel, channel + channels), sums [pixel][channel][16].
-  void Start(int i, int j, int pixels, int channel, int channels, const int32_t* sums) {
-    i_ = i, j_ = j, channel_ = channel, sums_ = sums, channels_ = channels;
-    const int stored = channel + channels > channels_stored_ ? channels_stored_ - channel : channels;
-    quads_ = stored / 4;
-    quad_ = pixel_ = 0;
-    per_step_ = (pixels * quads_ + steps_ - 1) / steps_;
-    pixels_ = pixels;
-  }
-  // One of the slices, of which `steps` finish the block.
-  void Step() { Run(per_step_); }
-  void Finish() { Run(pixels_ * quads_); }
-
- private:
-  void Run(int count) {
-    for (; count > 0 && pixel_ < pixels_; --count) {
-      const int32_t* sums = sums_ + (int64_t{pixel_} * channels_ + 4 * quad_) * kTile;
-      const typename S::I acc[4] = {S::LoadI(sums), S::LoadI(sums + kTile), S::LoadI(sums + 2 * kTile),
-                                    S::LoadI(sums + 3 * kTile)};
-      StoreCodes<S, kUsual, kY, kY2, kResidual>(conv_, acc, channel_ + 4 * quad_, i_, j_ + pixel_, 0);
-      if (++quad_ == quads_) quad_ = 0, ++pixel_;
-    }
-  }
-
-  const ConvU8Args& conv_;
-  int channels_stored_, steps_;
-  int i_ = 0, j_ = 0, pixels_ = 0, channel_ = 0, channels_ = 0, quads_ = 0, quad_ = 0, pixel_ = 0, per_step_ = 0;
-  const int32_t* sums_ = nullptr;
-};
-
 // Sums of P pixels x 1 channel tile, into out[p][channel][16].
-template <int P, class Epilogue>
-inline void AmxOneByP(const ConvU8AmxArgs& a, const uint8_t* x, int tile, int32_t* out, Epilogue& epilogue) {
+template <class S, int P>
+inline void AmxOneByP(const ConvU8AmxArgs& a, const uint8_t* x, int tile, int32_t* out) {
   const ConvGeometry& g = a.conv.geometry;
   const int64_t step = g.stride_w * a.conv.x.pixel;
   const int32_t* bias = a.bias_lines + int64_t{tile} * a.channels_per_tile * kTile;
@@ -119,11 +81,9 @@ inline void AmxOneByP(const ConvU8AmxArgs& a, const uint8_t* x, int tile, int32_
         _tile_loadd(5, in + 3 * step, 64);
         _tile_dpbsud(3, 4, 5);
       }
-      epilogue.Step();
     }
   }
   const int64_t pixel = int64_t{a.channels_per_tile} * kTile;
-  epilogue.Finish();
   _tile_stored(0, out, 64);
   if constexpr (P > 1) _tile_stored(1, out + pixel, 64);
   if constexpr (P > 2) _tile_stored(2, out + 2 * pixel, 64);
@@ -131,8 +91,8 @@ inline void AmxOneByP(const ConvU8AmxArgs& a, const uint8_t* x, int tile, int32_
 }
 
 // Sums of P <= 2 pixels x 2 adjacent channel tiles, into out[p][channel][16].
-template <int P, class Epilogue>
-inline void AmxTwoByP(const ConvU8AmxArgs& a, const uint8_t* x, int tile, int32_t* out, Epilogue& epilogue) {
+template <class S, int P>
+inline void AmxTwoByP(const ConvU8AmxArgs& a, const uint8_t* x, int tile, int32_t* out) {
   const ConvGeometry& g = a.conv.geometry;
   const int64_t step = g.stride_w * a.conv.x.pixel;
   const int64_t channels = int64_t{a.channels_per_tile} * kTile;
@@ -157,14 +117,31 @@ inline void AmxTwoByP(const ConvU8AmxArgs& a, const uint8_t* x, int tile, int32_
         _tile_dpbsud(2, 4, 7);
         _tile_dpbsud(3, 5, 7);
       }
-      epilogue.Step();
     }
   }
-  epilogue.Finish();
   _tile_stored(0, out, 64);
   _tile_stored(1, out + channels, 64);
   if constexpr (P > 1) _tile_stored(2, out + 2 * channels, 64);
   if constexpr (P > 1) _tile_stored(3, out + 3 * channels, 64);
+}
+
+// A block whose sums lie in memory and whose epilogue is still to come.
+struct AmxBlock {
+  int i, j, pixels, channel, channels;
+  const int32_t* sums;
+};
+
+template <class S, bool kUsual, bool kY, bool kY2, bool kResidual>
+inline void AmxEpilogue(const ConvU8Args& conv, int channels_stored, const AmxBlock& b) {
+  const int channels = b.channel + b.channels > channels_stored ? channels_stored - b.channel : b.channels;
+  for (int p = 0; p < b.pixels; ++p) {
+    const int32_t* sums = b.sums + int64_t{p} * b.channels * kTile;
+    for (int c = 0; c < channels; c += 4, sums += 4 * kTile) {
+      const typename S::I acc[4] = {S::LoadI(sums), S::LoadI(sums + kTile), S::LoadI(sums + 2 * kTile),
+                                    S::LoadI(sums + 3 * kTile)};
+      StoreCodes<S, kUsual, kY, kY2, kResidual>(conv, acc, b.channel + c, b.i, b.j + p, 0);
+    }
+  }
 }
 
 template <class S, bool kUsual, bool kY, bool kY2, bool kResidual>
@@ -179,7 +156,7 @@ void ConvU8AmxBlocks(const ConvU8AmxArgs& args) {
   else
     ConfigureTiles<S>(a.channels_per_tile, a.rows);
   int32_t* buffers[2] = {a.sums, a.sums + 4 * kTile * kTile};
-  AmxEpilogue<S, kUsual, kY, kY2, kResidual> epilogue(a.conv, a.conv_channels, a.runs * a.tiles_per_run);
+  AmxBlock waiting{};
   int turn = 0;
   const int segments = (g.out_w + width - 1) / width;
   for (int i = 0; i < g.out_h; ++i)
@@ -189,20 +166,21 @@ void ConvU8AmxBlocks(const ConvU8AmxArgs& args) {
       for (int tile = 0; tile < a.channel_tiles; tile += tiles) {
         int32_t* out = buffers[turn ^= 1];
         if (pairs) {
-          if (pixels == 1) AmxTwoByP<1>(a, x, tile, out, epilogue);
-          else AmxTwoByP<2>(a, x, tile, out, epilogue);
+          if (pixels == 1) AmxTwoByP<S, 1>(a, x, tile, out);
+          else AmxTwoByP<S, 2>(a, x, tile, out);
         } else {
           switch (pixels) {
-            case 1: AmxOneByP<1>(a, x, tile, out, epilogue); break;
-            case 2: AmxOneByP<2>(a, x, tile, out, epilogue); break;
-            case 3: AmxOneByP<3>(a, x, tile, out, epilogue); break;
-            default: AmxOneByP<4>(a, x, tile, out, epilogue); break;
+            case 1: AmxOneByP<S, 1>(a, x, tile, out); break;
+            case 2: AmxOneByP<S, 2>(a, x, tile, out); break;
+            case 3: AmxOneByP<S, 3>(a, x, tile, out); break;
+            default: AmxOneByP<S, 4>(a, x, tile, out); break;
           }
         }
-        epilogue.Start(i, j, pixels, tile * a.channels_per_tile, tiles * a.channels_per_tile, out);
+        if (waiting.pixels) AmxEpilogue<S, kUsual, kY, kY2, kResidual>(a.conv, a.conv_channels, waiting);
+        waiting = {i, j, pixels, tile * a.channels_per_tile, tiles * a.channels_per_tile, out};
       }
     }
-  epilogue.Finish();
+  AmxEpilogue<S, kUsual, kY, kY2, kResidual>(a.conv, a.conv_channels, waiting);
   _tile_release();
 }
 
