@@ -43,7 +43,7 @@ def command(
     keep_inputs((out, json_path), (model, source))
     engine = load(model, device=device, threads=threads)
     images = open_images(source, engine.input, skip_bad=skip_bad)
-    by_index = source.suffix in (".npy", ".npz") or (source.is_dir() and find_cifar(source) is not None)
+    by_index = source.suffix.lower() in (".npy", ".npz") or (source.is_dir() and find_cifar(source) is not None)
     done = unclear = 0
     started = time.monotonic()
     with open_predictions(out, "index" if by_index else "file", engine.artifact.classes) as writer, \

@@ -48,6 +48,8 @@ def read_image(path: Path, channels: int, spec: InputSpec | None = None) -> np.n
         raise InputError(f"image {path}", expected="a model of 1 or 3 channels for image files", got=str(channels),
                          fix="pass a .npy or .npz array")
     try:
+        if not path.is_file():
+            raise ValueError("no regular file")  # opening a pipe would wait for ever
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > _PIXEL_LIMIT:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {_PIXEL_LIMIT >> 20} million")

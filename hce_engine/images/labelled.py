@@ -101,7 +101,7 @@ def _from_folder(path: Path, split: str, spec: InputSpec | None, skip_bad: bool)
 
 
 def _from_npz(path: Path, split: str) -> Labelled:
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         raise DataError(f"data {path}", expected="a folder or a .npz file", got=path.name, fix="save images and labels with np.savez")
     names = npz_names(path)
     pairs = ((f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels"), ("images", "labels"))

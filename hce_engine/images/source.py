@@ -57,9 +57,9 @@ def open_images(path: str | Path, spec: InputSpec, *, skip_bad: bool = False) ->
         return _CifarImages(cifar, spec) if cifar else _FileImages(path, image_files(path), spec, skip_bad)
     if not path.is_file():
         raise DataError(f"data {path}", expected="a folder or a file", got="nothing of this name", fix="check the path")
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return _ArrayImages(MappedRows(path), spec, str(path))
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         name = _choose(path)
         return _ArrayImages(ZippedRows(path, name), spec, f"{path}[{name}]")
     return _FileImages(path.parent, [path.name], spec, skip_bad)

@@ -147,3 +147,20 @@ def test_nothing_there(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", tmp_path / "none.npy"):
         with pytest.raises(DataError):
             open_images(path, PIXELS)
+
+
+@pytest.mark.parametrize("suffix", [".NPY", ".NpZ"])
+def test_the_case_of_a_suffix_does_not_matter(tmp_path: Path, suffix: str) -> None:
+    images = np.zeros((3, *PIXELS.array_shape), np.uint8)
+    path = tmp_path / "a.bin"
+    with open(path, "wb") as file:
+        np.save(file, images) if suffix == ".NPY" else np.savez(file, images)
+    path.rename(path.with_suffix(suffix))
+    assert open_images(path.with_suffix(suffix), PIXELS).total == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_among_images_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match="no regular file"):
+        drain(open_images(tmp_path, PIXELS), 1)
