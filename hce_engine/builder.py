@@ -59,8 +59,9 @@ def build(
     was before.
     """
     spec = example if isinstance(example, InputSpec) else _input_of(example, mean, std)
-    if not members:
-        raise InputError("build", expected="at least one member", got="none", fix="pass {'o': module}")
+    _check_members(members)
+    if path is not None and not Path(path).name:
+        raise InputError("build", expected="path to name a file", got=repr(str(path)), fix="pass for example 'model.hce'")
     if reference is not None and reference not in members:
         raise InputError("build", expected=f"a reference among {', '.join(members)}", got=repr(reference),
                          fix="name one of the members")
@@ -110,6 +111,19 @@ def verification_images(spec: InputSpec, images: np.ndarray | None) -> np.ndarra
     return np.ascontiguousarray(np.concatenate([given, drawn]))
 
 
+def _check_members(members: Mapping[str, nn.Module | Graph]) -> None:
+    def refuse(got: str) -> InputError:
+        return InputError("build", expected="at least one member by its name, a module or a graph", got=got, fix="pass {'o': module}")
+
+    if not isinstance(members, Mapping):
+        raise refuse(type(members).__name__)
+    if not members:
+        raise refuse("none")
+    for name, member in members.items():
+        if not isinstance(name, str) or not isinstance(member, (nn.Module, Graph)):
+            raise refuse(f"{name!r}: {type(member).__name__}")
+
+
 def _input_of(example: np.ndarray | torch.Tensor, mean: Any, std: Any) -> InputSpec:
     batch = example.detach().cpu().numpy() if isinstance(example, torch.Tensor) else np.asarray(example)
     if batch.ndim != 4 or batch.dtype not in (np.uint8, np.float32):
@@ -148,7 +162,11 @@ def _module_logits(module: nn.Module, images: np.ndarray, spec: InputSpec) -> np
                 batch = np.ascontiguousarray(to_nchw(images[start : start + _CHUNK], spec))
                 x = torch.from_numpy(batch).to(device, torch.float32)
                 x = (x / 255 if spec.kind == UINT8_NHWC else x).sub(mean).div(std)
-                parts.append(module(x).float().cpu().numpy())
+                logits = module(x)
+                if not isinstance(logits, torch.Tensor):
+                    raise InputError(f"build of {type(module).__name__}", expected="a module that returns one tensor of logits",
+                                     got=type(logits).__name__, fix="wrap it in a module that returns the logits alone")
+                parts.append(logits.float().cpu().numpy())
     finally:
         for m, training in modes.items():
             m.training = training

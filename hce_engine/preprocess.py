@@ -109,7 +109,11 @@ def to_nchw(images: np.ndarray, spec: InputSpec) -> np.ndarray:
 
 
 def from_sequence(values: Sequence[float] | float, channels: int) -> tuple[float, ...]:
-    """A per-channel tuple from one number or one per channel."""
+    """A per-channel tuple from one number or one per channel; raises InputError for anything else."""
     if isinstance(values, (int, float)):
         return (float(values),) * channels
-    return tuple(float(v) for v in values)
+    try:
+        return tuple(float(v) for v in values)
+    except (TypeError, ValueError):
+        raise InputError("mean or std", expected="a number, or one per channel", got=repr(values)[:80],
+                         fix="pass for example 0.5 or (0.5, 0.5, 0.5)") from None

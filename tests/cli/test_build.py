@@ -107,6 +107,29 @@ def test_members_and_references_must_exist() -> None:
         hce.build({"o": network}, spec, reference="o")
 
 
+@pytest.mark.parametrize(("members", "keys", "reason"), [
+    (nn.Flatten(), {}, "got Sequential"), ({"o": 3}, {}, "'o': int"), ({1: nn.Flatten()}, {}, "1: Flatten"),
+    ({"o": nn.Flatten()}, {"path": ""}, "name a file"), ({"o": nn.Flatten()}, {"mean": "x"}, "one per channel"),
+])
+def test_arguments_of_another_kind_are_typed_errors(members: object, keys: dict, reason: str) -> None:
+    if isinstance(members, nn.Module):
+        members = nn.Sequential(members)
+    with pytest.raises(InputError, match=reason):
+        hce.build(members, np.zeros((2, 4, 4, 3), np.uint8), **keys)  # type: ignore[arg-type]
+
+
+class _InAList(nn.Flatten):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:  # type: ignore[override]
+        return [super().forward(x)]
+
+
+def test_a_module_that_returns_a_list_is_refused() -> None:
+    spec = InputSpec(UINT8_NHWC, (3, 1, 1), (0.0,) * 3, (1.0,) * 3)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3, 3), _InAList())
+    with pytest.raises(InputError, match="one tensor of logits, got list"):
+        hce.build({"o": module}, spec)
+
+
 @pytest.mark.parametrize("kind", [UINT8_NHWC, FLOAT32_NCHW])
 def test_the_seeded_sample_fits_and_repeats(kind: str) -> None:
     spec = InputSpec(kind, (3, 5, 7), (0.0,) * 3, (1.0,) * 3)
