@@ -1,6 +1,8 @@
 """Members of an artifact against OpenVINO on the same networks, in one interleaved run.
 
-    python -m benchmarks.openvino_peer model.hce --data cifar-10-batches-bin --json peer.json     (needs the `peers` extra)
+    python -m benchmarks.openvino_peer model.hce --data cifar-10-batches-bin --json benchmarks/results/openvino.json
+
+It needs the `peers` extra; `python -m benchmarks.readme_table` then shows the file in the README.
 
 OpenVINO runs the float members in float32 (its own default would be bfloat16 where the processor has it) and, for q, the
 original o quantized to int8 by NNCF's mixed preset on 512 training images: the best low-bit form it has. It gets
@@ -127,6 +129,8 @@ def main(model: Path, data: str, batch: int, threads: str, rounds: int, json_pat
         if len(loaded.graph.voters) > 1:
             functions["hce ensemble"] = lambda engine=engine: engine(images)
         functions |= {f"openvino {name}": peer for name, peer in peers.items()}
+        if "s" in peers:
+            functions["openvino ensemble"] = lambda peers=peers: (peers["q"]() + peers["s"]()) / 2
         interleaved(functions, 1, 0.5)
         for name, times in interleaved(functions, rounds, 0.25).items():
             runtime, member = name.split()
@@ -136,8 +140,13 @@ def main(model: Path, data: str, batch: int, threads: str, rounds: int, json_pat
                          "calls": len(times)})
             click.echo(f"{thread_count} threads  {name:16} {batch / median:10,.0f} images/s")
     if json_path:
-        report = {"model": model.name, "digest": artifact.digest(model), "processor": processor(), "isa": Engine(loaded).isa,
-                  "openvino": ov.__version__, "nncf": nncf.__version__, "load": os.getloadavg(), "rows": rows}
+        isa = Engine(loaded).isa
+        report = {
+            "caption": f"Against OpenVINO {ov.__version__.split('-')[0]} on the same networks, batch {batch}, images/s, medians of one "
+                       "interleaved run; its `q` is the original in int8 (NNCF), its float members run in float32",
+            "command": f"python -m benchmarks.openvino_peer {model.name} --data DIR", "machine": f"{processor()}, {isa}",
+            "digest": artifact.digest(model), "nncf": nncf.__version__, "load": os.getloadavg(), "rows": rows,
+        }
         json_path.write_text(json.dumps(report, indent=1) + "\n")
 
 

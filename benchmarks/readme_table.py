@@ -30,8 +30,24 @@ ROWS = {
 }
 
 
+def comparison(result: dict[str, Any]) -> str:
+    """A run beside another engine (``rows``, as benchmarks.openvino_peer writes them): ours, theirs, ratio per threads."""
+    speeds = {(r["engine"], r["member"], r["threads"]): r["images_per_second"] for r in result["rows"]}
+    threads = sorted({r["threads"] for r in result["rows"]})
+    peer = next(r["engine"] for r in result["rows"] if r["engine"] != "hce")
+    lines = [f"{result['caption']}. `{result['command']}`; {result['machine']}.", "",
+             "| |" + "".join(f" HCE, {t} thread{'s' * (t > 1)} | {peer} | ratio |" for t in threads), "|---|" + "---:|---:|---:|" * len(threads)]
+    for member, title in ROWS.items():
+        if ("hce", member, threads[0]) in speeds and (peer, member, threads[0]) in speeds:
+            pairs = [(speeds["hce", member, t], speeds[peer, member, t]) for t in threads]
+            lines.append(f"| {title} |" + "".join(f" {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f}x |" for ours, theirs in pairs))
+    return "\n".join(lines)
+
+
 def table(result: dict[str, Any]) -> str:
     """One measurement as markdown: caption, command and machine, then a row per member."""
+    if "rows" in result:
+        return comparison(result)
     def cell(key: str, member: str) -> str:
         value = result.get(key, {}).get(member)
         if value is None:

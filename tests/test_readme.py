@@ -37,3 +37,10 @@ def test_a_measurement_becomes_a_table(tmp_path: Path, monkeypatch: pytest.Monke
     assert "| O, original, float32 | 98.50 % | 100.0 % | 1,000 | 5,000 |" in text
     assert "898 images" in text
     assert CliRunner().invoke(readme_table.main, ["--check"]).exit_code == 0
+
+
+def test_a_comparison_becomes_a_table_of_ratios() -> None:
+    rows = [{"engine": engine, "member": "q", "threads": threads, "images_per_second": speed * threads}
+            for engine, speed in (("hce", 3000.0), ("openvino", 2000.0)) for threads in (1, 2)]
+    text = readme_table.table({"caption": "c", "command": "d", "machine": "m", "rows": rows})
+    assert "| Q, quantized | 3,000 | 2,000 | 1.50x | 6,000 | 4,000 | 1.50x |" in text
