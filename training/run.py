@@ -158,7 +158,7 @@ def train(
         rest, taken = stratified(whole.labels, recipe.data.holdout, recipe.seed)
         training, holdout = whole.take(rest), whole.take(taken).to(target)
     _claim(out, _identity(recipe, arch, source, spec, whole, test), resume)
-    if (out / RESULT).exists():
+    if all((out / name).exists() for name in (RESULT, "o.pt", "q.pt", "s.pt")):  # a member that was deleted is made again
         return read_json(out / RESULT)
     with TrainingProgress(progress) as bar:
         run = Run(recipe, arch, source, out, spec, training.to(target), holdout, MetricsLog(out / "metrics.jsonl"), bar, target)

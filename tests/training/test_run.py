@@ -119,6 +119,15 @@ def test_a_finished_run_is_not_repeated(
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_deleted_member_is_made_again(data: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "q.pt").unlink()
+    assert go(data, tmp_path / "run") == json.loads((finished / "result.json").read_text())
+    again, before = (checkpoint.load_graph(run / "q.pt") for run in (tmp_path / "run", finished))
+    for a, b in zip(again.nodes, before.nodes, strict=True):
+        assert a.attrs == b.attrs and all(np.array_equal(a.params[k], b.params[k]) for k in a.params)
+
+
 def test_another_recipe_in_the_same_folder_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kill_after(monkeypatch, 1)
     with pytest.raises(Killed):
