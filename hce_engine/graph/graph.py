@@ -95,8 +95,10 @@ class Graph:
         return Graph(tuple(nodes), self.members)
 
     def only(self, *names: str) -> Graph:
-        """The sub-graph that the named members need."""
+        """The sub-graph that the named members need. References vote if they are alone: a graph has a voter."""
         members = tuple(self.member(n) for n in names)
+        if all(m.role == "reference" for m in members):
+            members = tuple(replace(m, role="vote") for m in members)
         alive = {m.output for m in members} | {self.input.name}
         for node in reversed(self.nodes):
             if node.name in alive:
