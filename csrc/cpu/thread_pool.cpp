@@ -25,20 +25,28 @@ class DefaultFloatMode {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) : owner_pid_(getpid()) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { Worker(i); });
+  try {
+    for (int i = 1; i < threads; ++i) threads_->workers.emplace_back([this, i] { Worker(i); });
+  } catch (...) {
+    Stop();
+    throw;
+  }
 }
 
 ThreadPool::~ThreadPool() {
-  if (getpid() != owner_pid_) {
-    for (auto& t : workers_) t.detach();  // a forked child has no such threads to join
-    return;
-  }
+  if (getpid() == owner_pid_)
+    Stop();
+  else
+    static_cast<void>(threads_.release());  // the workers live in the parent process
+}
+
+void ThreadPool::Stop() {
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(threads_->mutex);
     stop_ = true;
   }
-  start_.notify_all();
-  for (auto& t : workers_) t.join();
+  threads_->start.notify_all();
+  for (auto& t : threads_->workers) t.join();
 }
 
 void ThreadPool::TakeTasks(int index) {
@@ -48,15 +56,15 @@ void ThreadPool::TakeTasks(int index) {
 
 void ThreadPool::Worker(int index) {
   uint64_t seen = 0;
-  std::unique_lock<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(threads_->mutex);
   for (;;) {
-    start_.wait(lock, [&] { return stop_ || generation_ != seen; });
+    threads_->start.wait(lock, [&] { return stop_ || generation_ != seen; });
     if (stop_) return;
     seen = generation_;
     lock.unlock();
     TakeTasks(index);
     lock.lock();
-    if (--busy_ == 0) done_.notify_one();
+    if (--busy_ == 0) threads_->done.notify_one();
   }
 }
 
@@ -66,22 +74,22 @@ void ThreadPool::CheckProcess() const {
 }
 
 void ThreadPool::Run(int64_t tasks, const std::function<void(int64_t, int)>& work) {
-  const bool alone = tasks < 2 || workers_.empty();
+  const bool alone = tasks < 2 || threads_->workers.empty();
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(threads_->mutex);
     work_ = &work;
     tasks_ = tasks;
     next_ = 0;
     if (!alone) {
-      busy_ = static_cast<int>(workers_.size());
+      busy_ = static_cast<int>(threads_->workers.size());
       ++generation_;
     }
   }
-  if (!alone) start_.notify_all();
+  if (!alone) threads_->start.notify_all();
   TakeTasks(0);
   if (!alone) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [&] { return busy_ == 0; });
+    std::unique_lock<std::mutex> lock(threads_->mutex);
+    threads_->done.wait(lock, [&] { return busy_ == 0; });
   }
 }
 

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -12,6 +13,7 @@ namespace hce {
 
 class ThreadPool {
  public:
+  // Throws std::system_error when the system refuses that many threads.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -24,15 +26,21 @@ class ThreadPool {
   // (the caller sees to it); work must not throw.
   void Run(int64_t tasks, const std::function<void(int64_t, int)>& work);
 
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int threads() const { return static_cast<int>(threads_->workers.size()) + 1; }
 
  private:
+  // What cannot be destroyed in a forked child: destroying a condition waits for the threads that wait on it.
+  struct Threads {
+    std::mutex mutex;
+    std::condition_variable start, done;
+    std::vector<std::thread> workers;
+  };
+
   void Worker(int index);
   void TakeTasks(int index);
+  void Stop();
 
-  std::mutex mutex_;
-  std::condition_variable start_, done_;
-  std::vector<std::thread> workers_;
+  std::unique_ptr<Threads> threads_ = std::make_unique<Threads>();
   const std::function<void(int64_t, int)>* work_ = nullptr;
   std::atomic<int64_t> next_{0};
   int64_t tasks_ = 0;
