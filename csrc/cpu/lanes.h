@@ -33,6 +33,10 @@ struct ConvGeometry {
   int32_t block_count;
 };
 
+// First pixel of segment s when `width` pixels are cut into even segments instead of full ones and a short tail: 7 pixels
+// are 4 + 3, 14 are 4 + 4 + 3 + 3. In 64 bits, since a row may have 2^20 pixels.
+constexpr int SegmentStart(int64_t s, int width, int segments) { return static_cast<int>(s * width / segments); }
+
 struct ConstView {  // strides in bytes
   const uint8_t* data;
   int64_t row, pixel;

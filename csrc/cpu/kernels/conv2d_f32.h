@@ -69,8 +69,8 @@ void ConvF32(const ConvF32Args& a) {
   for (int lane = 0; lane < kTile; lane += S::kLanes)
     for (int i = 0; i < a.geometry.out_h; ++i)
       for (int s = 0; s < segments; ++s) {
-        const int j = s * a.geometry.out_w / segments;
-        switch ((s + 1) * a.geometry.out_w / segments - j) {
+        const int j = SegmentStart(s, a.geometry.out_w, segments);
+        switch (SegmentStart(s + 1, a.geometry.out_w, segments) - j) {
           case 1: ConvF32Pixels<S, 1>(a, i, j, lane); break;
           case 2: ConvF32Pixels<S, 2>(a, i, j, lane); break;
           case 3: ConvF32Pixels<S, S::kPixelsF32 < 3 ? 1 : 3>(a, i, j, lane); break;

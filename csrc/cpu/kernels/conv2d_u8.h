@@ -130,9 +130,8 @@ inline void ConvU8Rows(const ConvU8Args& a) {
   for (int lane = 0; lane < kTile; lane += S::kLanes)
     for (int i = 0; i < a.geometry.out_h; ++i)
       for (int s = 0; s < segments; ++s) {
-        // Even segments instead of full ones and a short tail: 7 pixels are 4 + 3, 14 are 4 + 4 + 3 + 3.
-        const int j = s * a.geometry.out_w / segments;
-        switch ((s + 1) * a.geometry.out_w / segments - j) {
+        const int j = SegmentStart(s, a.geometry.out_w, segments);
+        switch (SegmentStart(s + 1, a.geometry.out_w, segments) - j) {
           case 1: ConvU8Pixels<S, kPairsFit, 1>(a, i, j, lane); break;
           case 2: ConvU8Pixels<S, kPairsFit, 2>(a, i, j, lane); break;
           case 3: ConvU8Pixels<S, kPairsFit, S::kPixelsU8 < 3 ? 1 : 3>(a, i, j, lane); break;

@@ -161,7 +161,7 @@ void ConvU8AmxBlocks(const ConvU8AmxArgs& args) {
   const int segments = (g.out_w + width - 1) / width;
   for (int i = 0; i < g.out_h; ++i)
     for (int s = 0; s < segments; ++s) {
-      const int j = s * g.out_w / segments, pixels = (s + 1) * g.out_w / segments - j;
+      const int j = SegmentStart(s, g.out_w, segments), pixels = SegmentStart(s + 1, g.out_w, segments) - j;
       const uint8_t* x = a.conv.x.data + int64_t{i} * g.stride_h * a.conv.x.row + int64_t{j} * g.stride_w * a.conv.x.pixel;
       for (int tile = 0; tile < a.channel_tiles; tile += tiles) {
         int32_t* out = buffers[turn ^= 1];
