@@ -75,6 +75,7 @@ PoolKind ToPoolKind(const std::string& kind) {
 
 // images: contiguous array whose dtype and size fit the program; outputs: one writable float32 [n, classes] per output.
 Job ToJob(const Program& program, const py::array& images, const std::vector<Array<float>>& outputs) {
+  if (images.ndim() < 1) throw std::invalid_argument("run: a batch of images expected");
   const int64_t count = images.shape(0);
   const char kind = program.float_images() ? 'f' : 'u';
   if (images.dtype().kind() != kind || images.itemsize() != (program.float_images() ? 4 : 1) ||
@@ -185,10 +186,10 @@ PYBIND11_MODULE(_C, m) {
            },
            py::arg("y"), py::arg("extent"), py::arg("width"), py::arg("pattern").noconvert())
       .def("fill",
-           [](Program& p, const Ref& y, const Size3& extent, const Array<uint32_t>& pattern) {
-             AddFill(p, ToMap(y), ToExtent(extent), ToVector(pattern));
+           [](Program& p, const Ref& y, const Size3& extent, uint32_t word) {
+             AddFill(p, ToMap(y), ToExtent(extent), word);
            },
-           py::arg("y"), py::arg("extent"), py::arg("pattern").noconvert())
+           py::arg("y"), py::arg("extent"), py::arg("word"))
       .def("pool",
            [](Program& p, const std::string& kind, const Ref& x, const Ref& y, const std::array<int32_t, 2>& in,
               const Size3& out, const std::array<int32_t, 6>& window, bool count_include_pad, int32_t zero_point_in,
@@ -202,11 +203,12 @@ PYBIND11_MODULE(_C, m) {
            py::arg("window"), py::arg("count_include_pad"), py::arg("zero_point_in"), py::arg("multiplier"),
            py::arg("range"))
       .def("add_f32",
-           [](Program& p, const Ref& a, const std::optional<Ref>& b, const Ref& y, const Size3& extent, float low,
-              float high) {
-             AddAddF32(p, {{}, {}, {}, ToExtent(extent), low, high}, ToMap(a), ToMap(b), ToMap(y));
+           [](Program& p, const Ref& a, const std::optional<Ref>& b, const Ref& y, const Size3& extent, float scale,
+              float low, float high) {
+             AddAddF32(p, {{}, {}, {}, ToExtent(extent), scale, low, high}, ToMap(a), ToMap(b), ToMap(y));
            },
-           py::kw_only(), py::arg("a"), py::arg("b"), py::arg("y"), py::arg("extent"), py::arg("low"), py::arg("high"))
+           py::kw_only(), py::arg("a"), py::arg("b"), py::arg("y"), py::arg("extent"), py::arg("scale"), py::arg("low"),
+           py::arg("high"))
       .def("add_u8",
            [](Program& p, const Ref& a, const Ref& b, const Ref& y, const Size3& extent,
               const std::array<int32_t, 2>& zero_points, const std::array<float, 2>& multipliers, const Size3& range) {
@@ -223,14 +225,19 @@ PYBIND11_MODULE(_C, m) {
            py::kw_only(), py::arg("x"), py::arg("y"), py::arg("extent"), py::arg("recode"))
       .def("copy",
            [](Program& p, const Ref& x, const Ref& y, const std::array<int32_t, 2>& in, const Size3& out,
-              const Size3& channels, const std::array<int32_t, 4>& pixels, bool codes) {
+              const std::array<int32_t, 2>& channels, const std::array<int32_t, 4>& pixels, bool codes) {
              const Extent extent = ToExtent(out);
-             AddCopy(p, {{}, {}, extent.h, extent.w, channels[0], channels[1], channels[2], pixels[0], pixels[1],
-                         pixels[2], pixels[3], codes},
+             AddCopy(p, {{}, {}, extent.h, extent.w, channels[0], channels[1], pixels[0], pixels[1], pixels[2],
+                         pixels[3], codes},
                      ToMap(x), ToMap(y), in[0], in[1], extent.lines);
            },
            py::kw_only(), py::arg("x"), py::arg("y"), py::arg("input"), py::arg("output"), py::arg("channels"),
            py::arg("pixels"), py::arg("codes"))
+      .def("flatten",
+           [](Program& p, const Ref& x, const Ref& y, const Size3& input, bool codes) {
+             AddFlatten(p, ToMap(x), ToMap(y), input[0], input[1], input[2], codes);
+           },
+           py::kw_only(), py::arg("x"), py::arg("y"), py::arg("input"), py::arg("codes"))
       .def("store_logits",
            [](Program& p, const Ref& x, int classes) {
              if (classes < 1) throw std::invalid_argument("store: at least one class expected");
@@ -253,6 +260,7 @@ PYBIND11_MODULE(_C, m) {
                CheckSameKernels(e, *program);
                list.push_back(ToJob(*program, images, outputs));
              }
+             if (list.empty()) return;
              const uint8_t* data = static_cast<const uint8_t*>(images.data());
              const int64_t count = images.shape(0);
              py::gil_scoped_release release;

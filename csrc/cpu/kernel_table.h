@@ -25,6 +25,7 @@ struct KernelTable {
   void (*add_u8)(const AddU8Args&);
   void (*recode_u8)(const RecodeArgs&);
   void (*copy)(const CopyArgs&);
+  void (*flatten)(const FlattenArgs&);
   void (*store_logits)(const StoreLogitsArgs&);
   void (*unpack_s4)(const uint8_t*, int8_t*, int64_t);
   void (*unpack_s3)(const uint8_t*, int8_t*, int64_t);
@@ -40,7 +41,6 @@ extern const KernelTable kKernels;
 namespace avx512vnni {
 extern const KernelTable kKernels;
 }
-
 namespace amx {
 extern const KernelTable kKernels;
 }

@@ -56,12 +56,12 @@ struct PoolArgs {
   float multiplier;
   CodeRange range;
 };
-// y = clamp(a + b), or clamp(a) without b.
+// y = clamp((a + b) * scale), each operation rounded; a alone without b.
 struct AddF32Args {
   ConstView a, b;
   View y;
   Extent extent;
-  float low, high;
+  float scale, low, high;
 };
 // hce_engine.numerics.add
 struct AddU8Args {
@@ -78,21 +78,28 @@ struct RecodeArgs {
   Extent extent;
   Recode recode;
 };
-// y[channel_to + c * channel_step] = x[c] over the pixels row_start + i * row_step, ...: slices, pads, concatenations and
-// flattening. Channels of y that no x reaches are written only where `fill` says so.
+// y[channel_to + c] = x[c] over the pixels row_start + i * row_step, ...: slices, pads and concatenations. Other channels
+// of y keep their values.
 struct CopyArgs {
   ConstView x;
   View y;
   int32_t out_h, out_w;
-  int32_t channels, channel_to, channel_step;
+  int32_t channels, channel_to;
   int32_t row_start, row_step, column_start, column_step;
   bool codes;
 };
-// Fills all lines of y's pixels with a pattern, as HaloArgs.
+// Channel (c * h + i) * w + j of the only pixel at y is x[c] at pixel (i, j).
+struct FlattenArgs {
+  ConstView x;
+  uint8_t* y;
+  int32_t h, w, channels;
+  bool codes;
+};
+// Every 4-byte word of y's pixels becomes `word`.
 struct FillArgs {
   View y;
   Extent extent;
-  const uint32_t* pattern;
+  uint32_t word;
 };
 // out[n][k] = x[k][n] for n < count.
 struct StoreLogitsArgs {

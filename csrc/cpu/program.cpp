@@ -17,13 +17,15 @@ Program::Program(const KernelTable* kernels, int64_t arena_bytes, int64_t image_
 
 void Program::Check(const char* what, const MapRef& map, int64_t row0, int64_t row1, int64_t column0, int64_t column1,
                     int64_t lines) const {
-  const int64_t first = map.offset + row0 * map.row + column0 * map.pixel;
-  const int64_t last = map.offset + (row1 - 1) * map.row + (column1 - 1) * map.pixel + lines * kLineBytes;
+  // Products of 64-bit numbers that nobody has bounded yet: twice the width cannot overflow.
+  using Wide = __int128;
+  const Wide first = map.offset + Wide{row0} * map.row + Wide{column0} * map.pixel;
+  const Wide last = map.offset + Wide{row1 - 1} * map.row + Wide{column1 - 1} * map.pixel + Wide{lines} * kLineBytes;
   if (map.offset % kLineBytes || map.row % kLineBytes || map.pixel % kLineBytes || map.row < 0 || map.pixel < 0 ||
       row0 >= row1 || column0 >= column1 || lines < 1 || first < 0 || last > arena_bytes_)
     throw std::invalid_argument(std::string(what) + ": a map that lies outside the arena of " +
-                                std::to_string(arena_bytes_) + " bytes: [" + std::to_string(first) + ", " +
-                                std::to_string(last) + ")");
+                                std::to_string(arena_bytes_) + " bytes: offset " + std::to_string(map.offset) + ", row " +
+                                std::to_string(map.row) + ", pixel " + std::to_string(map.pixel));
 }
 
 int Program::AddOutput(int classes) {
@@ -61,16 +63,19 @@ void Executor::RunTile(const Job& job, const uint8_t* images, int64_t first, int
   for (int n = 0; n < kTile; ++n) {
     tile.non_finite[n] = false;
     if (program.float_images() && n < tile.images.count) {
-      const float* image = reinterpret_cast<const float*>(tile.images.data + n * program.image_bytes());
-      // x - x is 0 for finite x and NaN otherwise; a sum keeps the NaN and needs no branch.
+      const uint8_t* image = tile.images.data + n * program.image_bytes();
+      // x - x is 0 for finite x and NaN otherwise; a sum keeps the NaN and needs no branch. Images may lie at any address.
       float sum = 0.0f;
-      for (int64_t k = 0; k < program.image_bytes() / 4; ++k) sum += image[k] - image[k];
+      for (int64_t k = 0; k < program.image_bytes(); k += 4) {
+        float x;
+        std::memcpy(&x, image + k, 4);
+        sum += x - x;
+      }
       tile.non_finite[n] = sum != 0.0f;
     }
   }
-  std::vector<float*> logits(job.logits.size());
-  for (size_t k = 0; k < logits.size(); ++k) logits[k] = job.logits[k] + first * program.outputs()[k];
-  tile.logits = logits.data();
+  tile.first = first;
+  tile.logits = job.logits.data();
   program.Run(tile, nanoseconds);
 }
 
@@ -92,6 +97,7 @@ void Executor::Run(const std::vector<Job>& jobs, const uint8_t* images, int64_t 
 }
 
 std::vector<int64_t> Executor::Profile(const Job& job, const uint8_t* images, int64_t count) {
+  pool_.CheckProcess();
   std::vector<int64_t> nanoseconds(job.program->steps(), 0);
   std::lock_guard<std::mutex> lock(mutex_);
   Reserve(arenas_[0], *job.program);

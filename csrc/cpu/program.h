@@ -29,7 +29,8 @@ struct Tile {  // what a step sees while it runs
   uint8_t* arena;
   int8_t* weights;  // room for the unpacked weights of the largest quantized layer
   ImageTile images;
-  float* const* logits;        // one row block per member output, already at this tile's first image
+  int64_t first;               // index of the tile's first image in the batch
+  float* const* logits;        // of the whole batch, one per member output
   bool non_finite[kTile];      // images that hold NaN or Inf: their logits become NaN
 };
 

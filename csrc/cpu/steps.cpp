@@ -48,9 +48,9 @@ void CheckConvMaps(const Program& program, const ConvShape& s, int out_lines, co
 void CheckBlocks(const ConvShape& s, const std::vector<ConvBlock>& blocks, size_t weights, int lanes_per_weight) {
   Require(!blocks.empty(), "convolution: at least one block of output channels expected");
   for (const ConvBlock& b : blocks) {
-    const int64_t taps = int64_t{s.kernel_h} * s.kernel_w * b.lines * b.count * lanes_per_weight;
-    Require(b.count > 0 && b.channel >= 0 && b.channel + b.count <= s.out_channels && b.line >= 0 && b.lines > 0 &&
-                b.line + b.lines <= s.in_lines && b.weight >= 0 && b.weight + taps <= static_cast<int64_t>(weights),
+    const __int128 taps = __int128{s.kernel_h} * s.kernel_w * b.lines * b.count * lanes_per_weight;
+    Require(b.count > 0 && b.channel >= 0 && int64_t{b.channel} + b.count <= s.out_channels && b.line >= 0 && b.lines > 0 &&
+                int64_t{b.line} + b.lines <= s.in_lines && b.weight >= 0 && b.weight + taps <= static_cast<int64_t>(weights),
             "convolution: a block outside its channels or weights");
   }
 }
@@ -108,16 +108,19 @@ ConvU8Args RunArgs(const ConvU8Spec& spec, const Tile& tile, const int8_t* weigh
 void AddAmxStep(Program& program, ConvU8Spec spec, int64_t chunks) {
   const ConvShape& s = spec.shape;
   const AmxCut& cut = *spec.amx;
-  const int run_lines = cut.kernel_rows ? s.kernel_w * s.in_lines : s.in_lines;
-  const int runs = cut.kernel_rows ? s.kernel_h : s.kernel_h * s.kernel_w;
+  const int64_t run_lines = cut.kernel_rows ? int64_t{s.kernel_w} * s.in_lines : s.in_lines;
+  const int64_t runs = cut.kernel_rows ? s.kernel_h : int64_t{s.kernel_h} * s.kernel_w;
   Require(program.kernels().conv_u8_amx != nullptr, "tiles: an instruction set with AMX expected");
   Require(spec.offset.empty(), "tiles: a convolution that yields codes expected");
   Require(!cut.kernel_rows || s.dilation_w == 1, "tiles: kernel rows as runs need a dilation of 1");
   Require(spec.x.pixel == s.in_lines * kLineBytes, "tiles: an input that reads all its lines expected");
   Require(cut.channels_per_tile > 0 && cut.channels_per_tile <= 16 && cut.channels_per_tile % 4 == 0 &&
-              cut.channel_tiles > 0 && cut.channels_per_tile * cut.channel_tiles >= s.out_channels &&
-              cut.rows > 0 && cut.rows <= 16 && cut.tiles_per_run > 0 && cut.rows * cut.tiles_per_run >= run_lines,
-          "tiles: a cut that covers channels and lines expected");
+              cut.channel_tiles > 0 && int64_t{cut.channels_per_tile} * cut.channel_tiles >= s.out_channels &&
+              cut.rows > 0 && cut.rows <= 16 && cut.tiles_per_run > 0,
+          "tiles: a cut that covers the channels expected");
+  // Lines behind a run meet weights of 0, but they are read: Program keeps kTile of them readable behind the arena.
+  const int64_t behind = int64_t{cut.rows} * cut.tiles_per_run - run_lines;
+  Require(0 <= behind && behind < kTile, "tiles: a cut that covers the lines and reads less than 16 more expected");
   const int64_t weights = int64_t{cut.channel_tiles} * cut.channels_per_tile * runs * cut.tiles_per_run * cut.rows * 4;
   Require(weights <= chunks * 64, "tiles: weights for every tile expected");
   program.Check("tile sums", cut.sums, 0, 1, 0, 1, kAmxSumBytes / kLineBytes);
@@ -132,7 +135,7 @@ void AddAmxStep(Program& program, ConvU8Spec spec, int64_t chunks) {
                     bias_lines = std::move(bias_lines)](Tile& tile) {
     const AmxCut& c = *spec.amx;
     ConvU8AmxArgs a{RunArgs(spec, tile, Unpack(spec, tile, chunks)), spec.shape.out_channels, c.channels_per_tile,
-                    c.channel_tiles, c.rows, runs, c.tiles_per_run, offsets.data(), bias_lines.data(),
+                    c.channel_tiles, c.rows, static_cast<int32_t>(runs), c.tiles_per_run, offsets.data(), bias_lines.data(),
                     reinterpret_cast<int32_t*>(tile.arena + c.sums.offset)};
     a.conv.geometry = Geometry(spec.shape, spec.blocks);
     tile.kernels->conv_u8_amx(a);
@@ -154,7 +157,8 @@ void AddConvU8(Program& program, ConvU8Spec spec) {
   // Without y of its own a convolution whose codes are only read recoded writes the recoded map alone.
   const MapRef& main = spec.y.present() || !spec.recoded ? spec.y : spec.recoded->map;
   CheckConvMaps(program, spec.shape, lines, spec.x, main);
-  Require(!logits || (spec.shape.out_h == 1 && spec.shape.out_w == 1), "logits: one output pixel expected");
+  Require(!logits || (spec.shape.out_h == 1 && spec.shape.out_w == 1 && spec.y.present() && !spec.residual && !spec.recoded),
+          "logits: one output pixel of its own expected");
   if (spec.residual)
     program.Check("residual", spec.residual->map, 0, spec.shape.out_h, 0, spec.shape.out_w, lines);
   if (spec.recoded)
@@ -178,10 +182,10 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
   const ConvShape& s = spec.shape;
   Require(spec.bias.size() == static_cast<size_t>(s.out_channels), "convolution: one bias per channel expected");
   if (spec.residual.present()) program.Check("residual", spec.residual, 0, s.out_h, 0, s.out_w, s.out_channels);
+  CheckConvMaps(program, s, s.out_channels, spec.x, spec.y);
   if (!spec.scratch.present()) {
     for (const ConvBlock& b : spec.blocks)
       Require(b.count <= program.kernels().channels_f32, "convolution: a block wider than this instruction set's kernel");
-    CheckConvMaps(program, s, s.out_channels, spec.x, spec.y);
     CheckBlocks(s, spec.blocks, spec.weight.size(), 1);
     AddStep(program, [spec = std::move(spec)](Tile& tile) {
       tile.kernels->conv_f32({Geometry(spec.shape, spec.blocks), FirstTap(tile, spec.x, spec.shape),
@@ -194,11 +198,10 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
               s.dilation_w == 1,
           "winograd: a 3x3 kernel of stride 1 expected");
   Require(spec.weight.size() == size_t{36} * s.in_lines * s.out_channels, "winograd: 36 C OC weights expected");
-  const int64_t rows = (s.out_h + 3) / 4 * 4 + 2, columns = (s.out_w + 3) / 4 * 4 + 2;
+  const int64_t rows = (int64_t{s.out_h} + 3) / 4 * 4 + 2, columns = (int64_t{s.out_w} + 3) / 4 * 4 + 2;
   program.Check("winograd input", spec.x, -s.pad_h, rows - s.pad_h, -s.pad_w, columns - s.pad_w, s.in_lines);
-  program.Check("convolution output", spec.y, 0, s.out_h, 0, s.out_w, s.out_channels);
   program.Check("winograd scratch", spec.scratch, 0, 1, 0, 1,
-                int64_t{36} * kWinogradTiles * (s.in_lines + s.out_channels));
+                int64_t{36} * kWinogradTiles * (int64_t{s.in_lines} + s.out_channels));
   int channel = 0;
   for (const ConvBlock& b : spec.blocks) {
     Require(b.channel == channel && b.count > 0 && b.count <= kWinogradChannels, "winograd: adjacent blocks expected");
@@ -239,9 +242,10 @@ void AddLoadQuantized(Program& program, MapRef y, float low, float multiplier) {
 }
 
 void AddHalo(Program& program, HaloSpec spec) {
+  const Extent& e = spec.extent;
   Require(spec.top >= 0 && spec.left >= 0 && spec.bottom >= 0 && spec.right >= 0, "halo: widths of at least 0 expected");
   Require(static_cast<int64_t>(spec.pattern.size()) * kLineBytes == spec.y.pixel, "halo: one word per line expected");
-  program.Check("halo", spec.y, -spec.top, spec.extent.h + spec.bottom, -spec.left, spec.extent.w + spec.right,
+  program.Check("halo", spec.y, -spec.top, int64_t{e.h} + spec.bottom, -spec.left, int64_t{e.w} + spec.right,
                 static_cast<int64_t>(spec.pattern.size()));
   AddStep(program, [spec = std::move(spec)](Tile& tile) {
     tile.kernels->halo({At(tile, spec.y), spec.extent, spec.top, spec.left, spec.bottom, spec.right,
@@ -249,20 +253,18 @@ void AddHalo(Program& program, HaloSpec spec) {
   });
 }
 
-void AddFill(Program& program, MapRef y, Extent extent, std::vector<uint32_t> pattern) {
-  Require(static_cast<int64_t>(pattern.size()) * kLineBytes == y.pixel, "fill: one word per line expected");
-  program.Check("fill", y, 0, extent.h, 0, extent.w, static_cast<int64_t>(pattern.size()));
-  AddStep(program, [y, extent, pattern = std::move(pattern)](Tile& tile) {
-    tile.kernels->fill({At(tile, y), extent, pattern.data()});
-  });
+void AddFill(Program& program, MapRef y, Extent extent, uint32_t word) {
+  program.Check("fill", y, 0, extent.h, 0, extent.w, extent.lines);
+  AddStep(program, [=](Tile& tile) { tile.kernels->fill({At(tile, y), extent, word}); });
 }
 
 void AddPool(Program& program, PoolKind kind, PoolArgs args, MapRef x, MapRef y) {
   Require(args.kernel_h > 0 && args.kernel_w > 0 && args.stride_h > 0 && args.stride_w > 0 &&
-              args.pad_h >= 0 && args.pad_w >= 0 && 2 * args.pad_h <= args.kernel_h && 2 * args.pad_w <= args.kernel_w,
+              args.pad_h >= 0 && args.pad_w >= 0 && args.pad_h <= args.kernel_h / 2 && args.pad_w <= args.kernel_w / 2 &&
+              int64_t{args.kernel_h} * args.kernel_w <= std::numeric_limits<int32_t>::max(),
           "pool: a window with at most half of it padding expected");
-  Require((args.out.h - 1) * args.stride_h - args.pad_h < args.in_h &&
-              (args.out.w - 1) * args.stride_w - args.pad_w < args.in_w,
+  Require(int64_t{args.out.h - 1} * args.stride_h - args.pad_h < args.in_h &&
+              int64_t{args.out.w - 1} * args.stride_w - args.pad_w < args.in_w,
           "pool: windows that touch the map expected");
   program.Check("pool input", x, 0, args.in_h, 0, args.in_w, args.out.lines);
   program.Check("pool output", y, 0, args.out.h, 0, args.out.w, args.out.lines);
@@ -315,10 +317,10 @@ void AddCopy(Program& program, CopyArgs args, MapRef x, MapRef y, int32_t in_h, 
               args.row_start + int64_t{args.out_h - 1} * args.row_step < in_h &&
               args.column_start + int64_t{args.out_w - 1} * args.column_step < in_w,
           "copy: pixels inside the input expected");
-  Require(args.channels > 0 && args.channel_to >= 0 && args.channel_step >= 1 &&
-              args.channel_to + int64_t{args.channels - 1} * args.channel_step < int64_t{out_lines} * per_line,
+  Require(args.channels > 0 && args.channel_to >= 0 &&
+              int64_t{args.channel_to} + args.channels <= int64_t{out_lines} * per_line,
           "copy: channels inside the output expected");
-  program.Check("copy input", x, 0, in_h, 0, in_w, (args.channels + per_line - 1) / per_line);
+  program.Check("copy input", x, 0, in_h, 0, in_w, (int64_t{args.channels} + per_line - 1) / per_line);
   program.Check("copy output", y, 0, args.out_h, 0, args.out_w, out_lines);
   AddStep(program, [=](Tile& tile) {
     CopyArgs a = args;
@@ -328,12 +330,22 @@ void AddCopy(Program& program, CopyArgs args, MapRef x, MapRef y, int32_t in_h, 
   });
 }
 
+void AddFlatten(Program& program, MapRef x, MapRef y, int32_t h, int32_t w, int32_t channels, bool codes) {
+  const int64_t per_line = codes ? 4 : 1;
+  Require(channels > 0, "flatten: at least one channel expected");
+  program.Check("flatten input", x, 0, h, 0, w, (channels + per_line - 1) / per_line);
+  program.Check("flatten output", y, 0, 1, 0, 1, (int64_t{channels} * h * w + per_line - 1) / per_line);
+  AddStep(program, [=](Tile& tile) {
+    tile.kernels->flatten({ReadAt(tile, x), tile.arena + y.offset, h, w, channels, codes});
+  });
+}
+
 void AddStoreLogits(Program& program, MapRef x, int output) {
   Require(output >= 0 && output < static_cast<int>(program.outputs().size()), "store: a registered output expected");
   const int classes = program.outputs()[output];
   program.Check("logits", x, 0, 1, 0, 1, classes);
   AddStep(program, [=](Tile& tile) {
-    float* out = tile.logits[output];
+    float* out = tile.logits[output] + tile.first * classes;
     tile.kernels->store_logits({reinterpret_cast<const float*>(tile.arena + x.offset), out, classes, tile.images.count});
     for (int n = 0; n < tile.images.count; ++n)
       if (tile.non_finite[n])

@@ -71,7 +71,7 @@ struct HaloSpec {
   std::vector<uint32_t> pattern;
 };
 void AddHalo(Program& program, HaloSpec spec);
-void AddFill(Program& program, MapRef y, Extent extent, std::vector<uint32_t> pattern);
+void AddFill(Program& program, MapRef y, Extent extent, uint32_t word);
 
 enum class PoolKind { kMaxF32, kMaxU8, kAvgF32, kAvgU8 };
 void AddPool(Program& program, PoolKind kind, PoolArgs args, MapRef x, MapRef y);
@@ -80,6 +80,7 @@ void AddAddU8(Program& program, AddU8Args args, MapRef a, MapRef b, MapRef y);
 void AddRecode(Program& program, RecodeArgs args, MapRef x, MapRef y);
 // in_h, in_w: extent of x; out_lines: lines of y.
 void AddCopy(Program& program, CopyArgs args, MapRef x, MapRef y, int32_t in_h, int32_t in_w, int32_t out_lines);
+void AddFlatten(Program& program, MapRef x, MapRef y, int32_t h, int32_t w, int32_t channels, bool codes);
 // The logits at x become member output `output` (as returned by Program::AddOutput).
 void AddStoreLogits(Program& program, MapRef x, int output);
 

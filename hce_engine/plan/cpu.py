@@ -55,7 +55,7 @@ class _Lowering:
         c, h, w = _chw(shape or node.spec.shape)
         lines = _lines(c, node.spec.dtype)
         word = 0 if node.spec.dtype == "f32" else node.spec.zero_point * 0x01010101
-        return Map(node.name, h, w, lines, pattern=(word,) * lines)
+        return Map(node.name, h, w, lines, pattern=np.broadcast_to(np.uint32(word), (lines,)))
 
     def value(self, name: str) -> Map:
         """The map of a node; the image as codes is loaded when first read."""
@@ -76,7 +76,7 @@ class _Lowering:
         else:
             words = np.zeros((image.lines, 4), np.uint8)
             words.ravel()[:channels] = pad_codes
-            image.pattern = tuple(int(v) for v in words.view("<u4").ravel())
+            image.pattern = words.view("<u4").ravel()
             self.emit((node,), "load_u8", "pixels to lanes", "load_codes", {}, {"y": image})
         self.images[pad_codes] = image
         return image
@@ -198,16 +198,17 @@ class _Lowering:
         self.emit(nodes, kernel, reason, "conv_u8", reads, writes, macs=weight.size * shape[3] * shape[4],
                   packed_bytes=packed.nbytes, shape=shape, blocks=blocks, storage=storage, packed=packed,
                   bias=pad(node.params["bias"]), multiplier=pad(node.params["multiplier"]), pairs_fit=pairs_fit,
-                  fits_int32=fits_int32, range=(0, 0, 0) if logits else self.range(node), residual=residual, recoded=recoded, offset=offset, cut=cut)
+                  fits_int32=fits_int32, range=(0, 0, 0) if logits else self.code_range(node), residual=residual,
+                  recoded=recoded, offset=offset, cut=cut)
 
     # -- everything else --------------------------------------------------------------------------------------------
 
     @staticmethod
-    def range(node: Node) -> tuple[int, int, int]:
+    def code_range(node: Node) -> tuple[int, int, int]:
         return (node.spec.zero_point, node.attrs["qmin"], node.attrs["qmax"])
 
     def recode_arguments(self, node: Node) -> tuple[int, int, int, int, int]:
-        return (node.attrs["k"], self.graph[node.inputs[0]].spec.zero_point, *self.range(node))
+        return (node.attrs["k"], self.graph[node.inputs[0]].spec.zero_point, *self.code_range(node))
 
     def normalize(self, node: Node) -> None:
         y = self.maps[node.name] = self.new_map(node)
@@ -229,14 +230,26 @@ class _Lowering:
         y = self.maps[node.name] = self.new_map(node)
         reads = {key: self.value(name) for key, name in zip("ab", node.inputs, strict=False)}
         low, high = _limits(node)
-        self.emit((node,), "add_f32", "element-wise", "add_f32", reads, {"y": y}, extent=y.extent, low=low, high=high)
+        self.emit((node,), "add_f32", "element-wise", "add_f32", reads, {"y": y}, extent=y.extent, scale=1.0, low=low,
+                  high=high)
+
+    def mean(self, node: Node) -> None:
+        """((x0 + x1) + ...) * f32(1 / n), as backends.reference.mean_logits: every sum after the first is in place."""
+        y = self.maps[node.name] = self.new_map(node)
+        total, last = self.value(node.inputs[0]), len(node.inputs) - 1
+        for index, name in enumerate(node.inputs[1:] or (None,), start=min(1, last)):
+            reads = {"a": total} if name is None else {"a": total, "b": self.value(name)}
+            scale = float(np.float32(1.0 / len(node.inputs))) if index == last else 1.0
+            self.emit((node,), "add_f32", "running sum of a mean", "add_f32", reads, {"y": y}, extent=y.extent,
+                      scale=scale, low=-math.inf, high=math.inf)
+            total = y
 
     def qadd(self, node: Node) -> None:
         y = self.maps[node.name] = self.new_map(node)
         a, b = node.inputs
         self.emit((node,), "add_u8", "element-wise", "add_u8", {"a": self.value(a), "b": self.value(b)}, {"y": y},
                   extent=y.extent, zero_points=(self.graph[a].spec.zero_point, self.graph[b].spec.zero_point),
-                  multipliers=tuple(node.attrs["multipliers"]), range=self.range(node))
+                  multipliers=tuple(node.attrs["multipliers"]), range=self.code_range(node))
 
     def pool(self, node: Node) -> None:
         x, y = self.value(node.inputs[0]), self.new_map(node)
@@ -252,18 +265,17 @@ class _Lowering:
                   output=y.extent, window=window, count_include_pad=bool(node.attrs.get("count_include_pad", 0)),
                   zero_point_in=self.graph[node.inputs[0]].spec.zero_point,
                   multiplier=node.attrs["multiplier"] if average else 0.0,
-                  range=self.range(node) if average else (0, 0, 0))
+                  range=self.code_range(node) if average else (0, 0, 0))
 
-    def copy(self, node: Node, source: str, y: Map, channels: tuple[int, int, int], rows: Sequence[int],
+    def copy(self, node: Node, source: str, y: Map, channels: tuple[int, int], rows: Sequence[int],
              columns: Sequence[int], extra: Sequence[Node] = ()) -> None:
-        """One strided copy into ``y``. rows, columns: (start, step); channels: (count, first in y, step in y)."""
+        """One strided copy into ``y``. rows, columns: (start, step); channels: (count, first in y)."""
         x = self.value(source)
         self.emit((*extra, node), "copy", "moves lines", "copy", {"x": x}, {"y": y}, input=(x.h, x.w), output=y.extent,
                   channels=channels, pixels=(rows[0], rows[1], columns[0], columns[1]), codes=node.spec.dtype != "f32")
 
     def fill(self, node: Node, y: Map) -> None:
-        self.emit((node,), "fill", "zero maps", "fill", {}, {"y": y}, extent=y.extent,
-                  pattern=np.array(y.pattern, np.uint32))
+        self.emit((node,), "fill", "zero maps", "fill", {}, {"y": y}, extent=y.extent, word=int(y.pattern[0]))
 
     def strided_slice(self, node: Node) -> None:
         users = self.consumers[node.name]
@@ -271,12 +283,12 @@ class _Lowering:
             return  # joins the copy of channel_pad
         y = self.maps[node.name] = self.new_map(node)
         h, w = node.attrs["h"], node.attrs["w"]
-        self.copy(node, node.inputs[0], y, (node.spec.shape[0], 0, 1), (h[0], h[2]), (w[0], w[2]))
+        self.copy(node, node.inputs[0], y, (node.spec.shape[0], 0), (h[0], h[2]), (w[0], w[2]))
 
     def channel_pad(self, node: Node) -> None:
         y = self.maps[node.name] = self.new_map(node)
         source = self.graph[node.inputs[0]]
-        channels = (source.spec.shape[0], node.attrs["before"], 1)
+        channels = (source.spec.shape[0], node.attrs["before"])
         self.fill(node, y)
         if source.op == "strided_slice" and source.name not in self.maps:
             h, w = source.attrs["h"], source.attrs["w"]
@@ -289,7 +301,7 @@ class _Lowering:
         first = 0
         for name in node.inputs:
             channels = self.graph[name].spec.shape[0]
-            self.copy(node, name, y, (channels, first, 1), (0, 1), (0, 1))
+            self.copy(node, name, y, (channels, first), (0, 1), (0, 1))
             first += channels
 
     def flatten(self, node: Node) -> None:
@@ -301,16 +313,12 @@ class _Lowering:
         if all(u.op in ("linear", "qlinear") for u in self.consumers[node.name]) and node.name not in self.outputs:
             return  # the linear layer reads the map itself
         y = self.maps[node.name] = self.new_map(node)
-        for i in range(h):
-            for j in range(w):
-                x = self.value(source.name)
-                self.emit((node,), "copy", "one pixel of a flatten", "copy", {"x": x}, {"y": y}, input=(x.h, x.w),
-                          output=y.extent, channels=(c, i * w + j, h * w), pixels=(i, 1, j, 1),
-                          codes=node.spec.dtype != "f32")
+        self.emit((node,), "flatten", "moves channels", "flatten", {"x": self.value(source.name)}, {"y": y},
+                  input=(h, w, c), codes=node.spec.dtype != "f32")
 
     HANDLERS: dict[str, Callable[[_Lowering, Node], None]] = {
         "normalize": normalize, "quantize_input": quantize_input, "conv2d": conv_f32, "linear": conv_f32,
-        "qconv2d": conv_u8, "qlinear": conv_u8, "qrecode": qrecode, "add": add, "clamp": add, "qadd": qadd,
+        "qconv2d": conv_u8, "qlinear": conv_u8, "qrecode": qrecode, "add": add, "clamp": add, "mean": mean, "qadd": qadd,
         "max_pool2d": pool, "avg_pool2d": pool, "global_avg_pool": pool, "qavg_pool2d": pool,
         "qglobal_avg_pool": pool, "strided_slice": strided_slice, "channel_pad": channel_pad, "concat": concat,
         "flatten": flatten,

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 LINE_BYTES = 64  # one (pixel, channel) of float32 or one (pixel, 4 channels) of codes, for 16 images
 
 
@@ -17,7 +19,7 @@ class Map:
     """A tensor of one tile of 16 images in the images-in-lanes layout, with a halo of padding around its pixels.
 
     lines: units of 4 channels for codes, channels for float32.  halo: (top, left, bottom, right) pixels.
-    pattern: the 4-byte value of each line in the halo.  start: byte offset in the arena, set by the memory planner.
+    pattern: the 4-byte value of each line in the halo, uint32 [lines].  start: byte offset in the arena, set by the memory planner.
     """
 
     name: str
@@ -25,7 +27,7 @@ class Map:
     w: int
     lines: int
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
-    pattern: tuple[int, ...] = ()
+    pattern: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
     start: int = -1
 
     @property

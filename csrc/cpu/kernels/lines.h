@@ -32,7 +32,11 @@ void Halo(const HaloArgs& a) {
 
 template <class S>
 void Fill(const FillArgs& a) {
-  for (int i = 0; i < a.extent.h; ++i) FillPixels<S>(a.y.data + i * a.y.row, a.extent.w, a.y.pixel, a.pattern);
+  const auto word = S::SetI(static_cast<int32_t>(a.word));
+  for (int i = 0; i < a.extent.h; ++i)
+    for (int j = 0; j < a.extent.w; ++j)
+      for (int64_t n = 0; n < a.extent.lines * kLineBytes; n += S::kLanes * 4)
+        S::StoreI(a.y.data + i * a.y.row + j * a.y.pixel + n, word);
 }
 
 // The part of a pooling window that lies inside the map.
@@ -145,13 +149,13 @@ void AvgPoolU8(const PoolArgs& a) {
 
 template <class S>
 void AddF32(const AddF32Args& a) {
-  const auto low = S::Set(a.low), high = S::Set(a.high);
+  const auto scale = S::Set(a.scale), low = S::Set(a.low), high = S::Set(a.high);
   for (int i = 0; i < a.extent.h; ++i)
     for (int j = 0; j < a.extent.w; ++j)
       for (int n = 0; n < a.extent.lines * kTile; n += S::kLanes) {
         auto v = S::Load(reinterpret_cast<const float*>(a.a.data + i * a.a.row + j * a.a.pixel) + n);
         if (a.b.data) v = S::Add(v, S::Load(reinterpret_cast<const float*>(a.b.data + i * a.b.row + j * a.b.pixel) + n));
-        S::Store(reinterpret_cast<float*>(a.y.data + i * a.y.row + j * a.y.pixel) + n, S::Clamp(v, low, high));
+        S::Store(reinterpret_cast<float*>(a.y.data + i * a.y.row + j * a.y.pixel) + n, S::Clamp(S::Mul(v, scale), low, high));
       }
 }
 
@@ -186,28 +190,41 @@ void RecodeU8(const RecodeArgs& a) {
                   RecodedLine<S>(S::LoadI(a.x.data + i * a.x.row + j * a.x.pixel + n), a.recode));
 }
 
+// Channel `from` of the pixel at x becomes channel `to` of the pixel at y.
+template <class S>
+inline void CopyChannel(const uint8_t* x, int64_t from, uint8_t* y, int64_t to, bool codes) {
+  if (!codes) {
+    __builtin_memcpy(y + to * kLineBytes, x + from * kLineBytes, kLineBytes);
+    return;
+  }
+  x += from / 4 * kLineBytes + from % 4;
+  y += to / 4 * kLineBytes + to % 4;
+  for (int n = 0; n < kTile; ++n) y[n * 4] = x[n * 4];
+}
+
 template <class S>
 void Copy(const CopyArgs& a) {
   // Whole lines where the channels of a unit stay together, else channel by channel.
-  const bool lines = !a.codes || (a.channel_step == 1 && a.channel_to % 4 == 0 && a.channels % 4 == 0);
+  const bool lines = !a.codes || (a.channel_to % 4 == 0 && a.channels % 4 == 0);
   const int per_line = a.codes ? 4 : 1;
   for (int i = 0; i < a.out_h; ++i)
     for (int j = 0; j < a.out_w; ++j) {
       const uint8_t* x = a.x.data + (a.row_start + int64_t{i} * a.row_step) * a.x.row +
                          (a.column_start + int64_t{j} * a.column_step) * a.x.pixel;
       uint8_t* y = a.y.data + i * a.y.row + j * a.y.pixel;
-      if (lines) {
-        for (int c = 0; c < a.channels; c += per_line)
-          __builtin_memcpy(y + (a.channel_to + int64_t{c} * a.channel_step) / per_line * kLineBytes,
-                           x + c / per_line * kLineBytes, kLineBytes);
-      } else {
-        for (int c = 0; c < a.channels; ++c) {
-          const int64_t to = a.channel_to + int64_t{c} * a.channel_step;
-          for (int n = 0; n < kTile; ++n)
-            y[to / 4 * kLineBytes + n * 4 + to % 4] = x[c / 4 * kLineBytes + n * 4 + c % 4];
-        }
-      }
+      if (lines)
+        __builtin_memcpy(y + a.channel_to / per_line * kLineBytes, x, a.channels / per_line * kLineBytes);
+      else
+        for (int c = 0; c < a.channels; ++c) CopyChannel<S>(x, c, y, int64_t{a.channel_to} + c, true);
     }
+}
+
+template <class S>
+void Flatten(const FlattenArgs& a) {
+  for (int i = 0; i < a.h; ++i)
+    for (int j = 0; j < a.w; ++j)
+      for (int c = 0; c < a.channels; ++c)
+        CopyChannel<S>(a.x.data + i * a.x.row + j * a.x.pixel, c, a.y, (int64_t{c} * a.h + i) * a.w + j, a.codes);
 }
 
 }  // namespace hce::kernels

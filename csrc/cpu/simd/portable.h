@@ -14,6 +14,7 @@ struct Simd {
   static constexpr int kChannelsF32 = 4;
   typedef float F __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
+  typedef uint32_t U __attribute__((vector_size(16)));
 
   static F Load(const float* p) { return *reinterpret_cast<const F*>(p); }
   static void Store(float* p, F v) { *reinterpret_cast<F*>(p) = v; }
@@ -41,12 +42,9 @@ struct Simd {
   static I OrI(I a, I b) { return a | b; }
   static I AndI(I a, I b) { return a & b; }
   template <int kBits>
-  static I ShiftLeft(I v) { return v << kBits; }
+  static I ShiftLeft(I v) { return reinterpret_cast<I>(reinterpret_cast<U>(v) << kBits); }  // signed, it may overflow
   template <int kBits>
-  static I ShiftRight(I v) {
-    typedef uint32_t U __attribute__((vector_size(16)));
-    return reinterpret_cast<I>(reinterpret_cast<U>(v) >> kBits);
-  }
+  static I ShiftRight(I v) { return reinterpret_cast<I>(reinterpret_cast<U>(v) >> kBits); }
   template <int kBits>
   static I ShiftRightSigned(I v) { return v >> kBits; }
   static F ToFloat(I v) { return __builtin_convertvector(v, F); }
@@ -59,9 +57,9 @@ struct Simd {
   template <bool kPairsFit>
   static I Dot4(I acc, I x, I w) {
     const I mask = SetI(0xff);
-    acc += (x & mask) * ((w << 24) >> 24);
-    acc += (ShiftRight<8>(x) & mask) * ((w << 16) >> 24);
-    acc += (ShiftRight<16>(x) & mask) * ((w << 8) >> 24);
+    acc += (x & mask) * (ShiftLeft<24>(w) >> 24);
+    acc += (ShiftRight<8>(x) & mask) * (ShiftLeft<16>(w) >> 24);
+    acc += (ShiftRight<16>(x) & mask) * (ShiftLeft<8>(w) >> 24);
     acc += ShiftRight<24>(x) * (w >> 24);
     return acc;
   }
