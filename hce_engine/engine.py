@@ -56,6 +56,10 @@ class Engine:
         isa: str | None = None,
     ) -> None:
         self.artifact = artifact
+        expected, got = artifact.input.input_node().spec, artifact.graph.input.spec
+        if (got.shape, got.dtype) != (expected.shape, expected.dtype):
+            raise InputError("engine", expected=f"a graph that takes {expected}, as the input specification says", got=str(got),
+                             fix="build both from one model")
         self.device = "cpu" if _choice("device", device, DEVICES) == "auto" else device
         self.concurrency = "members" if _choice("concurrency", concurrency, CONCURRENCY) == "auto" else concurrency
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
@@ -81,7 +85,10 @@ class Engine:
 
     def only(self, *names: str) -> Engine:
         """An engine that runs the named members alone; they vote, so that a reference can be measured by itself."""
-        graph = self.artifact.graph.only(*names)
+        if not names:
+            raise InputError("engine", expected="a member of " + ", ".join(self.member_names), got="no name",
+                             fix="name at least one")
+        graph = self.artifact.graph.only(*dict.fromkeys(names))
         graph = replace(graph, members=tuple(replace(m, role="vote") for m in graph.members))
         return Engine(replace(self.artifact, graph=graph), self.device, self.threads, self.concurrency, self.isa)
 
@@ -105,7 +112,11 @@ class Engine:
             if tensor.device.type != "cpu":
                 raise InputError("images", expected="a tensor on the CPU", got=f"a tensor on {tensor.device}",
                                  fix="move it with .cpu()")
-            images = tensor.detach().numpy()
+            try:
+                images = tensor.detach().numpy()
+            except (TypeError, RuntimeError):  # bfloat16, sparse, a conjugate: what numpy has no word for
+                raise InputError("images", expected=f"a dense tensor of {self.input.numpy_dtype}",
+                                 got=f"{tensor.layout} {tensor.dtype}", fix="convert it first") from None
         batch = check_images(images, self.input)  # type: ignore[arg-type]
         graph = self.artifact.graph
         voters = [m.name for m in graph.voters]

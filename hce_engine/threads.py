@@ -1,4 +1,4 @@
-"""How many threads this process may use: its affinity, cut by the quota of its control group."""
+"""What this process may use of the machine: threads by affinity, memory, both cut by its control group."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ def _cgroup_quota(root: Path) -> float | None:
         return quota_us / period_us if quota_us > 0 and period_us > 0 else None
     except (OSError, ValueError):
         return None
+
+
+def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory: the machine's, or the control group's (version 2, then 1) if that is less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            memory = min(memory, int((cgroup / name).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return memory
 
 
 def available_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -141,7 +141,7 @@ OPERATIONS: dict[str, Callable[..., Array]] = {
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool": lambda node, specs, x: _f32(x.mean(axis=(2, 3), keepdims=True, dtype=np.float64)),
-    "flatten": lambda node, specs, x: x.reshape(x.shape[0], -1),
+    "flatten": lambda node, specs, x: x.reshape(len(x), specs[0].elements),
     "channel_pad": _channel_pad,
     "strided_slice": _strided_slice,
     "concat": lambda node, specs, *xs: np.concatenate(xs, axis=1),
@@ -181,7 +181,7 @@ def run(graph: Graph, images: Array, *, chunk: int = 64) -> dict[str, Array]:
     Rows of images that hold NaN or Inf are NaN for every member (docs/NUMERICS.md, input policy).
     """
     parts: dict[str, list[Array]] = {m.name: [] for m in graph.members}
-    for start in range(0, len(images), chunk):
+    for start in range(0, max(len(images), 1), chunk):  # an empty batch is one empty chunk
         batch = images[start : start + chunk]
         values = evaluate(graph, batch)
         bad = ~np.isfinite(batch).all(axis=(1, 2, 3)) if batch.dtype.kind == "f" else None

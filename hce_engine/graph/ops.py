@@ -57,6 +57,8 @@ def _conv_shape(inputs: Sequence[TensorSpec], attrs: Attrs, params: Params) -> S
     if weight.ndim != 4:
         raise ShapeError(f"weight [OC, C/groups, KH, KW], got rank {weight.ndim}")
     oc, cg, kh, kw = weight.shape
+    if min(kh, kw) < 1:
+        raise ShapeError(f"a kernel of at least one tap, got weight {weight.shape}")
     groups = attrs["groups"]
     if groups < 1 or c % groups or oc % groups or cg * groups != c:
         raise ShapeError(f"C = {c} = groups * weight.shape[1] and OC divisible, got weight {weight.shape}, groups {groups}")

@@ -179,10 +179,11 @@ def _check_codes(node: Node, inputs: list[TensorSpec]) -> None:
         raise _fail(node, "0 < k < 2^23, so that the product fits int32", str(attrs["k"]))
     if node.op == "qconv2d" and (len(inputs) == 2) != (attrs["residual_multiplier"] != 0):
         raise _fail(node, "residual_multiplier 0 without, and not 0 with a residual", str(attrs["residual_multiplier"]))
-    if node.op in ("qavg_pool2d", "qglobal_avg_pool"):
+    if "pool" in node.op:
         window = math.prod(attrs["kernel"]) if "kernel" in attrs else inputs[0].elements // inputs[0].shape[0]
-        if window * inputs[0].type.qmax > numerics.INT32_LIMIT:
-            raise _fail(node, "a pooling window whose sum fits int32", f"{window} pixels")
+        largest = inputs[0].type.qmax if node.op in ("qavg_pool2d", "qglobal_avg_pool") else 1
+        if window * largest > numerics.INT32_LIMIT:
+            raise _fail(node, "a pooling window whose size and sum of codes fit int32", f"{window} pixels")
 
 
 def verify(graph: Graph) -> Graph:
