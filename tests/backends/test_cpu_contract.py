@@ -5,16 +5,26 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 
 from hce_engine import _native
+from hce_engine.backends import reference
 from hce_engine.backends.cpu import CpuBackend
 from hce_engine.errors import UnsupportedError
+from hce_engine.graph import Graph
+from hce_engine.plan import build_plan
 from tests.backends.graphs import GraphBuilder, pixels
+
+
+def _small() -> Graph:
+    b = GraphBuilder((3, 4, 4))
+    return b.finish(b.qconv("image", 4, weight_dtype="s8"))
 
 
 def _disassembly() -> dict[str, str]:
@@ -83,28 +93,92 @@ def test_one_back_end_serves_many_python_threads() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_use_after_fork_is_an_error_not_a_hang() -> None:
-    b = GraphBuilder((3, 4, 4))
-    backend = CpuBackend(b.finish(b.qconv("image", 4, weight_dtype="s8")), threads=2)
+def test_use_after_fork_is_an_error_and_no_end_of_the_child_hangs() -> None:
+    backend = CpuBackend(_small(), threads=3)
     images = pixels((3, 4, 4), 40)
     backend.run(images)
     child = os.fork()
     if child == 0:
+        signal.alarm(20)  # a hang ends with a signal instead
+        code = 1
         try:
             backend.run(images)
-        except RuntimeError as error:
-            os._exit(0 if "fork" in str(error) else 2)
-        except BaseException:
-            os._exit(3)
-        os._exit(1)
+        except UnsupportedError as error:
+            code = 0 if "fork" in str(error) else 2
+        del backend
+        os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_refused_threads_are_an_error_and_the_process_lives() -> None:
+    script = '''
+import resource
+from hce_engine.backends.cpu import CpuBackend
+from hce_engine.errors import UnsupportedError
+from hce_engine.graph import Graph
+from hce_engine.plan import build_plan
+from tests.backends.test_cpu_contract import _small
+graph = _small()
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))  # the stacks of 1024 threads need more
+try:
+    CpuBackend(graph, threads=1024)
+except UnsupportedError as error:
+    assert "1024 threads" in str(error)
+    CpuBackend(graph, threads=1)
+    print("refused")
+'''
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    assert done.stdout.strip() == "refused", done.stderr
+
+
+def test_maps_beyond_memory_are_refused_before_they_are_allocated() -> None:
+    """A file of a few hundred bytes may ask for any size of map, or for a halo beyond any integer."""
+    big = GraphBuilder((64, 1 << 12, 1 << 12))
+    far = GraphBuilder((1, 1, 1))
+    edge = (1 << 30) - 1
+    y = far.qconv("image", 1, kernel=(1, 1), padding=(edge, edge), stride=(edge, edge))
+    for b, output in ((big, big.add("global_avg_pool", [big.normalize()])), (far, y)):
+        with pytest.raises(UnsupportedError, match=r"memory, got \d{11,} bytes: 3 threads"):
+            CpuBackend(b.finish(output), threads=3)
+
+
+def test_a_large_flatten_is_one_step() -> None:
+    b = GraphBuilder((4, 512, 512))
+    plan = build_plan(b.finish(b.normalize()), "portable")
+    assert len(plan.steps) == 3
+    assert all(m.pattern.strides == (0,) for s in plan.steps for m in s.writes.values())  # no memory per channel
+
+
+@pytest.mark.parametrize("isa", _native.supported_isas())
+def test_rows_of_a_hundred_thousand_pixels(isa: str) -> None:
+    """The product of two widths does not fit 32 bits."""
+    width = 100_000
+    b = GraphBuilder((1, 1, width))
+    codes = b.qconv("image", 4, kernel=(1, 1), padding=(0, 0), weight_dtype="s8")
+    floats = b.conv(b.normalize(), 2, kernel=(1, 3), padding=(0, 1))
+    ends = {"h": (0, 1, 1), "w": (width // 2, width, width // 2 - 1)}
+    a = b.add("concat", [b.add("strided_slice", [codes], ends)])
+    c = b.add("concat", [b.add("strided_slice", [floats], ends)] * 2)
+    graph = b.finish(a, c)
+    images = pixels((1, 1, width), 2)
+    want = reference.run(graph, images.transpose(0, 3, 1, 2))
+    got = CpuBackend(graph, isa=isa).run(images)
+    np.testing.assert_array_equal(got["m0"], want["m0"])
+    np.testing.assert_allclose(got["m1"], want["m1"], rtol=0, atol=1e-5)
+
+
+def test_only_members_that_ran_are_returned() -> None:
+    b = GraphBuilder((3, 4, 4))
+    graph = b.finish(b.qconv("image", 4, weight_dtype="s8"), b.qconv("image", 4, weight_dtype="s3"))
+    assert set(CpuBackend(graph).run(pixels((3, 4, 4), 2), names=["m1"])) == {"m1"}
 
 
 def test_a_program_refuses_addresses_outside_its_arena() -> None:
     native = _native.extension()
     program = native.Program("portable", 640, [2, 2, 3], False)
     program.load_codes((0, 128, 64))
-    for ref in [(576, 128, 64), (64, 1 << 40, 64), (32, 128, 64), (0, -128, 64)]:
+    for ref in [(576, 128, 64), (64, 1 << 40, 64), (32, 128, 64), (0, -128, 64), (0, 1 << 62, 1 << 62), (1 << 62, 1 << 62, 64)]:
         with pytest.raises(ValueError, match="arena"):
             program.load_codes(ref)
     with pytest.raises(ValueError, match="arena"):

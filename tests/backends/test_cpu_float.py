@@ -30,9 +30,10 @@ def _sums(node: Node, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def direct_bound(node: Node, x: np.ndarray) -> np.ndarray:
-    """n sequential roundings: |error| <= gamma_n * (|bias| + sum |w||x|), n = taps + 2 (bias, residual, product)."""
+    """n sequential roundings: |error| <= gamma_n * (|bias| + sum |w||x|), n = two per tap (the portable kernel rounds product
+    and sum), bias, residual, clamp."""
     weight = node.params["weight"].astype(np.float64)
-    n = 2 * weight[0].size + 3  # the portable kernel rounds each product and each sum
+    n = 2 * weight[0].size + 3
     magnitude = _sums(node, x, weight) + np.abs(node.params["bias"]).reshape(1, -1, 1, 1)
     return n * EPS / (1 - n * EPS) * magnitude
 
