@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import hce_engine
-from hce_engine.errors import CheckpointError, DataError, RecipeError
+from hce_engine.errors import CheckpointError, DataError, RecipeError, UnsupportedError
 from hce_engine.graph import Graph, merge
 from hce_engine.graph.passes import lower
 from hce_engine.images import load_labelled
@@ -127,7 +127,7 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("training", expected="a CUDA device", got="none", fix="use --device cpu")
+        raise UnsupportedError("training", expected="a CUDA device", got="none", fix="use --device cpu")
     return torch.device(name)
 
 
@@ -138,7 +138,8 @@ def train(
     """Runs ``recipe`` on ``data`` into the folder ``out``; returns what result.json holds.
 
     data: a folder or file for :func:`hce_engine.images.load_labelled`, or ``digits``.  arch: wins over the recipe's.
-    checkpoint_path: O is read from it instead of being trained.  Raises RecipeError, DataError, CheckpointError.
+    checkpoint_path: O is read from it instead of being trained.  Raises RecipeError, DataError, CheckpointError, and
+    UnsupportedError for a device that is not there.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     source = Path(checkpoint_path) if checkpoint_path is not None else None

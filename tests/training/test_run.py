@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hce_engine.errors import CheckpointError, DataError, InputError, RecipeError
+from hce_engine.errors import CheckpointError, DataError, InputError, RecipeError, UnsupportedError
 from hce_engine.training import checkpoint, loop
 from hce_engine.training.export import is_run, members_of
 from hce_engine.training.run import train
@@ -153,7 +153,7 @@ def test_post_training_quantization_alone(data: Path, tmp_path: Path) -> None:
     assert result["correct"]["q"] > 10
 
 
-def test_wrong_use_is_named(data: Path, tmp_path: Path) -> None:
+def test_wrong_use_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="flops_ratio above what Q alone costs"):
         go(data, tmp_path / "a", recipe=recipe(s={"flops_ratio": 0.1}))
     with pytest.raises(RecipeError, match="a checkpoint of O"):
@@ -167,5 +167,8 @@ def test_wrong_use_is_named(data: Path, tmp_path: Path) -> None:
     torch.save({"stem.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="missing"):
         go(data, tmp_path / "f", checkpoint_path=tmp_path / "other.pth")
-    for name in "bcdef":  # refused before anything was written
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnsupportedError, match="CUDA"):
+        go(data, tmp_path / "g", device="cuda")
+    for name in "bcdefg":  # refused before anything was written
         assert not (tmp_path / name).exists()
