@@ -66,7 +66,10 @@ class Graph:
 
     @property
     def input(self) -> Node:
-        return next(n for n in self.nodes if n.op == "input")
+        for node in self.nodes:
+            if node.op == "input":
+                return node
+        raise GraphError("graph", expected="an input node", got="none", fix="rebuild the graph from its model")
 
     def member(self, name: str) -> Member:
         for m in self.members:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -382,8 +381,4 @@ def components(graph: Graph) -> list[Graph]:
             names = other[1] + names
             groups.remove(other)
         groups.append((nodes, names))
-    # A plan knows no roles, and a group of reference members alone must be a legal graph too.
-    return [
-        Graph(part.nodes, tuple(replace(m, role="vote") for m in part.members))
-        for part in (graph.only(*names) for _, names in groups)
-    ]
+    return [graph.only(*names) for _, names in groups]

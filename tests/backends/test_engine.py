@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,13 @@ def test_tensors_that_numpy_cannot_hold_are_refused() -> None:
             engine(tensor)
     images = pixels(SHAPE, 3)
     assert engine(torch.from_numpy(images)).numpy().tobytes() == engine(images).tobytes()
+
+
+def test_a_graph_without_an_input_is_refused() -> None:
+    artifact = _artifact()
+    graph = replace(artifact.graph, nodes=artifact.graph.nodes[1:])
+    with pytest.raises(GraphError, match="input node"):
+        Engine(replace(artifact, graph=graph), threads=1)
 
 
 def test_a_graph_for_other_images_is_refused() -> None:
