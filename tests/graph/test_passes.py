@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -191,3 +193,15 @@ def test_lower_refuses_an_illegal_graph() -> None:
     graph["c"].params["weight"][0, 0, 0, 0] = np.nan
     with pytest.raises(GraphError, match="finite"):
         lower(graph)
+
+
+def test_weights_that_overflow_are_refused_without_a_warning() -> None:
+    sketch = Sketch().add("conv", "conv2d", "x", attrs=CONV, params={
+        "weight": np.full((4, 3, 3, 3), 1e30, np.float32), "bias": np.zeros(4, np.float32)})
+    sketch.add("norm", "batch_norm", "conv", attrs={"eps": 1e-5}, params={
+        "gamma": np.full(4, 1e30, np.float32), "beta": np.zeros(4, np.float32),
+        "mean": np.zeros(4, np.float32), "var": np.ones(4, np.float32)})
+    sketch.add("flat", "flatten", "norm")
+    with warnings.catch_warnings(), pytest.raises(GraphError, match="finite values in weight"):
+        warnings.simplefilter("error")
+        verify(fold_batch_norm(Graph(tuple(sketch.nodes), (Member("o", "flat"),))))

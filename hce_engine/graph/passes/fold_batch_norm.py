@@ -60,10 +60,11 @@ def fold_batch_norm(graph: Graph) -> Graph:
 def _folded(layer: Node, norm: Node) -> Node:
     scale, offset = scale_and_offset(norm)
     weight = layer.params["weight"].astype(np.float64)
-    params = {
-        "weight": (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32),
-        "bias": (layer.params["bias"].astype(np.float64) * scale + offset).astype(np.float32),
-    }
+    with np.errstate(over="ignore"):  # verify refuses Inf by name; a warning would say it in riddles
+        params = {
+            "weight": (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32),
+            "bias": (layer.params["bias"].astype(np.float64) * scale + offset).astype(np.float32),
+        }
     attrs = {**layer.attrs, "folded_norm": 1} if layer.op == "conv2d" else layer.attrs
     return replace(layer, params=params, attrs=attrs)
 
