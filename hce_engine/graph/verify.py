@@ -118,6 +118,9 @@ def _check_attrs(node: Node) -> None:
     for key in ("stride", "dilation", "kernel"):
         if key in attrs and min(attrs[key]) < 1:
             raise _fail(node, f"{key} of at least 1", str(attrs[key]))
+    for key in ("stride", "dilation", "kernel", "padding"):  # so that kernels may count pixels in 32 bits
+        if key in attrs and max(attrs[key]) > _DIMENSION_LIMIT:
+            raise _fail(node, f"{key} of at most 2^20", str(attrs[key]))
     if attrs.get("min") is not None and attrs.get("max") is not None and attrs["min"] > attrs["max"]:
         raise _fail(node, "min <= max", f"{attrs['min']} > {attrs['max']}")
     if node.op == "channel_pad" and min(attrs["before"], attrs["after"]) < 0:

@@ -378,7 +378,7 @@ def components(graph: Graph) -> list[Graph]:
         names = [member.name]
         for other in [g for g in groups if g[0] & nodes]:
             nodes |= other[0]
-            names = other[1] + names
+            names += other[1]
             groups.remove(other)
         groups.append((nodes, names))
-    return [graph.only(*names) for _, names in groups]
+    return [graph.only(*(m.name for m in graph.members if m.name in names)) for _, names in groups]

@@ -16,7 +16,7 @@ import pytest
 from hce_engine import _native
 from hce_engine.backends import reference
 from hce_engine.backends.cpu import CpuBackend
-from hce_engine.errors import UnsupportedError
+from hce_engine.errors import GraphError, UnsupportedError
 from hce_engine.graph import Graph
 from hce_engine.plan import build_plan
 from tests.backends.graphs import GraphBuilder, pixels
@@ -114,7 +114,7 @@ def test_refused_threads_are_an_error_and_the_process_lives() -> None:
     script = '''
 import resource
 from hce_engine.backends.cpu import CpuBackend
-from hce_engine.errors import UnsupportedError
+from hce_engine.errors import GraphError, UnsupportedError
 from hce_engine.graph import Graph
 from hce_engine.plan import build_plan
 from tests.backends.test_cpu_contract import _small
@@ -133,14 +133,17 @@ except UnsupportedError as error:
 
 
 def test_maps_beyond_memory_are_refused_before_they_are_allocated() -> None:
-    """A file of a few hundred bytes may ask for any size of map, or for a halo beyond any integer."""
+    """A file of a few hundred bytes may ask for any size of map, or of halo around one."""
     big = GraphBuilder((64, 1 << 12, 1 << 12))
     far = GraphBuilder((1, 1, 1))
-    edge = (1 << 30) - 1
+    edge = 1 << 20
     y = far.qconv("image", 1, kernel=(1, 1), padding=(edge, edge), stride=(edge, edge))
     for b, output in ((big, big.add("global_avg_pool", [big.normalize()])), (far, y)):
         with pytest.raises(UnsupportedError, match=r"memory, got \d{11,} bytes: 3 threads"):
             CpuBackend(b.finish(output), threads=3)
+    farther = far.qconv("image", 1, kernel=(1, 1), padding=(edge + 1, 0), stride=(edge, 1))
+    with pytest.raises(GraphError, match="at most 2\\^20"):
+        far.finish(farther)
 
 
 def test_a_large_flatten_is_one_step() -> None:
