@@ -91,7 +91,8 @@ def check_images(images: np.ndarray, spec: InputSpec) -> np.ndarray:
         raise refuse(type(images).__name__, "pass a numpy array or a torch tensor")
     described = f"{images.shape} {images.dtype}"
     if images.dtype != spec.numpy_dtype:
-        raise refuse(described, f"convert with .astype(np.{spec.numpy_dtype})")
+        scaled = "pass pixels 0 to 255; scale floats before converting them"
+        raise refuse(described, scaled if spec.kind == UINT8_NHWC else "convert with .astype(np.float32)")
     if images.ndim != 4:
         raise refuse(described, "add the batch axis, images[None], for a single image")
     if images.shape[1:] != spec.array_shape:
