@@ -139,14 +139,14 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("outputs", &Program::outputs)
       .def("conv_u8",
            [](Program& p, const std::array<int32_t, 14>& shape, const Array<int64_t>& blocks, const std::string& storage,
-              const Array<uint8_t>& packed, const Array<int32_t>& bias, const Array<float>& multiplier, bool pairs_fit,
+              const Array<uint8_t>& packed, const Array<int32_t>& bias, const Array<float>& multiplier, int32_t pair_sums,
               bool fits_int32, const Ref& x, const std::optional<Ref>& y, const Size3& range,
               const std::optional<std::tuple<Ref, float, int32_t>>& residual,
               const std::optional<std::tuple<Ref, std::array<int32_t, 5>>>& recoded,
               const std::optional<Array<float>>& offset,
               const std::optional<std::tuple<std::array<int32_t, 4>, bool, Ref>>& amx) {
              ConvU8Spec s{ToShape(shape), amx ? std::vector<ConvBlock>{} : ToBlocks(blocks), ToStorage(storage), ToVector(packed), ToVector(bias),
-                          ToVector(multiplier), pairs_fit, fits_int32, ToMap(x), ToMap(y), ToRange(range), {}, {}, {}, {}};
+                          ToVector(multiplier), pair_sums, fits_int32, ToMap(x), ToMap(y), ToRange(range), {}, {}, {}, {}};
              if (residual)
                s.residual = ResidualU8{ToMap(std::get<0>(*residual)), std::get<1>(*residual), std::get<2>(*residual)};
              if (recoded) s.recoded = RecodedOutput{ToMap(std::get<0>(*recoded)), ToRecode(std::get<1>(*recoded))};
@@ -158,7 +158,7 @@ PYBIND11_MODULE(_C, m) {
              AddConvU8(p, std::move(s));
            },
            py::kw_only(), py::arg("shape"), py::arg("blocks").noconvert(), py::arg("storage"), py::arg("packed").noconvert(),
-           py::arg("bias").noconvert(), py::arg("multiplier").noconvert(), py::arg("pairs_fit"), py::arg("fits_int32"), py::arg("x"),
+           py::arg("bias").noconvert(), py::arg("multiplier").noconvert(), py::arg("pair_sums"), py::arg("fits_int32"), py::arg("x"),
            py::arg("y"), py::arg("range"), py::arg("residual"), py::arg("recoded"), py::arg("offset"), py::arg("amx"))
       .def("conv_f32",
            [](Program& p, const std::array<int32_t, 14>& shape, const Array<int64_t>& blocks, const Array<float>& weight,

@@ -70,8 +70,8 @@ struct ConvU8Args {
   const int8_t* weight;
   const int32_t* bias;
   const float* multiplier;
-  bool pairs_fit;   // 2 * max(x) * max|w| < 2^15: two products fit int16
-  bool fits_int32;  // |f32(acc) * m + residual| < 2^31 is proven: convert first, clamp the integers
+  int32_t pair_sums;  // how often two products may be added to an int16: (2^15 - 1) / (2 * max(x) * max|w|), may be 0
+  bool fits_int32;    // |f32(acc) * m + residual| < 2^31 is proven: convert first, clamp the integers
   View y;
   CodeRange range;
   ConstView residual;

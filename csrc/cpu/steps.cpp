@@ -84,7 +84,7 @@ ConvU8Args RunArgs(const ConvU8Spec& spec, const Tile& tile, const int8_t* weigh
   a.weight = weights;
   a.bias = spec.bias.data();
   a.multiplier = spec.multiplier.data();
-  a.pairs_fit = spec.pairs_fit;
+  a.pair_sums = spec.pair_sums;
   a.fits_int32 = spec.fits_int32;
   a.range = spec.range;
   if (!spec.offset.empty()) {

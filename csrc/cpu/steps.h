@@ -39,7 +39,8 @@ struct ConvU8Spec {
   std::vector<uint8_t> packed;
   std::vector<int32_t> bias;
   std::vector<float> multiplier;
-  bool pairs_fit, fits_int32;
+  int32_t pair_sums;
+  bool fits_int32;
   MapRef x, y;
   CodeRange range;
   std::optional<ResidualU8> residual;

@@ -160,7 +160,8 @@ class _Lowering:
             codes, blocks = weights.blocks_u8(weight, groups)
         storage = node.attrs["weight_dtype"]
         packed = weights.pack(codes, storage)
-        pairs_fit = 2 * source.type.qmax * int(np.abs(codes.astype(np.int32)).max(initial=0)) <= INT16_LIMIT
+        largest_pair = 2 * source.type.qmax * int(np.abs(codes.astype(np.int32)).max(initial=0))
+        pair_sums = min(INT16_LIMIT // max(largest_pair, 1), INT16_LIMIT)
 
         # |f32(acc) * m + (r - z) * g|, with a little room for the three roundings.
         largest = np.abs(node.params["multiplier"]).max(initial=0) * float(
@@ -196,7 +197,7 @@ class _Lowering:
             writes["sums"] = Map(f"{node.name}.sums", 1, 1, self.native.AMX_SUM_LINES)
         self.emit(nodes, kernel, reason, "conv_u8", reads, writes, macs=weight.size * shape[3] * shape[4],
                   packed_bytes=packed.nbytes, shape=shape, blocks=blocks, storage=storage, packed=packed,
-                  bias=pad(node.params["bias"]), multiplier=pad(node.params["multiplier"]), pairs_fit=pairs_fit,
+                  bias=pad(node.params["bias"]), multiplier=pad(node.params["multiplier"]), pair_sums=pair_sums,
                   fits_int32=fits_int32, range=(0, 0, 0) if logits else self.code_range(node), residual=residual,
                   recoded=recoded, offset=offset, cut=cut)
 

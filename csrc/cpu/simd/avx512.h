@@ -50,6 +50,7 @@ struct Simd {
   // Four channels' results as one line of codes: byte k of each 4-byte lane is
   // clamp(v[k] + zero_point, qmin, qmax). The saturation of the packing instructions does the wide part of the clamp,
   // so v may be any int32.
+  static constexpr bool kPairSums = false;
   static constexpr bool kSaturatingPack = true;
   static I PackCodes(const I (&v)[4], int zero_point, int qmin, int qmax) {
     I low = _mm512_packs_epi32(v[0], v[1]), high = _mm512_packs_epi32(v[2], v[3]);

@@ -7,6 +7,7 @@ namespace hce::portable {
 struct Simd {
   static constexpr int kLanes = 4;
   static constexpr bool kTransposesTiles = false;
+  static constexpr bool kPairSums = false;
   static constexpr bool kSaturatingPack = false;
   // Register blocks, pixels x output channels. Small blocks: the compiler sees them through its own allocator.
   static constexpr int kPixelsU8 = 2;
