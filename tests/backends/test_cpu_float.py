@@ -172,3 +172,15 @@ def test_non_finite_image_spoils_only_itself(bad: float, isa: str) -> None:
         keep = np.arange(20) != 9
         assert result[name][keep].tobytes() == clean[name][keep].tobytes()
     assert all(np.isnan(z[9]).all() for z in reference.run(graph, spoiled).values())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 33])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_normalised_images_of_every_width(width: int, channels: int, isa: str) -> None:
+    """Two roundings per pixel, so the bits are those of the reference; empty lanes are not read."""
+    b = GraphBuilder((channels, 2, width))
+    graph = b.finish(b.normalize())
+    images = pixels((channels, 2, width), 19)
+    expected = reference.run(graph, images.transpose(0, 3, 1, 2))["m0"]
+    assert CpuBackend(graph, isa=isa, poison=True).run(images)["m0"].tobytes() == expected.tobytes()

@@ -21,16 +21,19 @@ inline uint32_t PixelWord3(const uint8_t* pixel) {
   return word;
 }
 
-// Pixels [j, j + count) of row i of all images, count <= 16: sixteen pixels of an image are one register, and a transpose
-// makes them sixteen images of a pixel.
-template <class S>
-inline void LoadPixels3(const LoadCodesArgs& a, int i, int j, int count) {
-  const ImageTile& t = a.images;
-  typename S::I words[kTile];
-  for (int n = 0; n < kTile; ++n)
-    words[n] = n < t.count ? S::LoadPixels3(t.data + n * t.image_bytes + (int64_t{i} * t.w + j) * 3, count) : S::ZeroI();
-  S::Transpose(words);
-  for (int p = 0; p < count; ++p) S::StoreI(a.y.data + i * a.y.row + (j + p) * a.y.pixel, words[p]);
+// All pixels of three bytes, sixteen at a time: store(i, j, word) gets pixel (i, j) of the 16 images, three channels and a
+// zero byte per lane. Sixteen pixels of an image are one register, and a transpose makes them sixteen images of a pixel.
+template <class S, class Store>
+inline void ForPixels3(const ImageTile& t, const Store& store) {
+  for (int i = 0; i < t.h; ++i)
+    for (int j = 0; j < t.w; j += kTile) {
+      const int count = t.w - j < kTile ? t.w - j : kTile;
+      typename S::I words[kTile];
+      for (int n = 0; n < kTile; ++n)
+        words[n] = n < t.count ? S::LoadPixels3(t.data + n * t.image_bytes + (int64_t{i} * t.w + j) * 3, count) : S::ZeroI();
+      S::Transpose(words);
+      for (int p = 0; p < count; ++p) store(i, j + p, words[p]);
+    }
 }
 
 template <class S>
@@ -38,8 +41,7 @@ void LoadCodes(const LoadCodesArgs& a) {
   const ImageTile& t = a.images;
   if constexpr (S::kTransposesTiles) {
     if (t.c == 3) {
-      for (int i = 0; i < t.h; ++i)
-        for (int j = 0; j < t.w; j += kTile) LoadPixels3<S>(a, i, j, t.w - j < kTile ? t.w - j : kTile);
+      ForPixels3<S>(t, [&](int i, int j, auto word) { S::StoreI(a.y.data + i * a.y.row + j * a.y.pixel, word); });
       return;
     }
   }
@@ -71,6 +73,20 @@ void LoadCodes(const LoadCodesArgs& a) {
 template <class S>
 void LoadNormalized(const LoadNormalizedArgs& a) {
   const ImageTile& t = a.images;
+  if constexpr (S::kTransposesTiles) {
+    if (t.c == 3 && !a.from_float) {
+      const typename S::F scale[3] = {S::Set(a.scale[0]), S::Set(a.scale[1]), S::Set(a.scale[2])};
+      const typename S::F offset[3] = {S::Set(a.offset[0]), S::Set(a.offset[1]), S::Set(a.offset[2])};
+      ForPixels3<S>(t, [&](int i, int j, auto word) {
+        float* y = reinterpret_cast<float*>(a.y.data + i * a.y.row + j * a.y.pixel);
+        for (int c = 0; c < 3; ++c) {
+          S::Store(y + c * kTile, S::Add(S::Mul(S::ToFloat(S::AndI(word, S::SetI(0xff))), scale[c]), offset[c]));
+          word = S::template ShiftRight<8>(word);
+        }
+      });
+      return;
+    }
+  }
   alignas(64) float line[kTile];
   for (int i = 0; i < t.h; ++i)
     for (int j = 0; j < t.w; ++j)
