@@ -24,7 +24,7 @@ from .artifact import Artifact
 from .backends import reference as exact
 from .capture import capture
 from .engine import Engine
-from .errors import InputError, VerificationError
+from .errors import InputError, VerificationError, WriteError
 from .graph import Graph, Member, merge, verify
 from .graph.passes import lower
 from .ledger import ledger
@@ -62,6 +62,8 @@ def build(
     _check_members(members)
     if path is not None and not Path(path).name:
         raise InputError("build", expected="path to name a file", got=repr(str(path)), fix="pass for example 'model.hce'")
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise WriteError("build", expected=f"an existing folder for {path}", got="none", fix="make the folder first")
     if reference is not None and reference not in members:
         raise InputError("build", expected=f"a reference among {', '.join(members)}", got=repr(reference),
                          fix="name one of the members")

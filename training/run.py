@@ -1,7 +1,8 @@
 """A whole training run: O, then Q, then S, then one look at the test set.
 
 ``train`` is resumable by stage and inside a stage: call it again with the same recipe, data and folder and it goes on
-where it was, to the same bits. Everything below OUT is written atomically:
+where it was, to the same bits (given the same number of torch threads, by which sums are split). Everything below OUT
+is written atomically:
 
     run.json        what the run is: recipe, architecture, data, input, classes; a second call must agree with it
     o.pt q.pt s.pt  the members as graphs, q as integers     q-module.pt, s-1.pt ...  what later stages start from
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 import hce_engine
+from hce_engine.capture import capture
 from hce_engine.errors import CheckpointError, DataError, RecipeError, UnsupportedError
 from hce_engine.graph import Graph, merge
 from hce_engine.graph.passes import lower
@@ -38,7 +40,7 @@ from .loop import predict
 from .models import load_checkpoint, resolve
 from .progress import MetricsLog, TrainingProgress
 from .recipe import Recipe, load_recipe
-from .stages import Run, original, pruned, quantized
+from .stages import Run, original, pruned, quantized, require_budget
 
 DIGITS = "digits"
 RESULT, IDENTITY, FORMAT = "result.json", "run.json", 1
@@ -154,6 +156,7 @@ def train(
     spec = input_for(architecture.input, whole)
     if source is not None:
         load_checkpoint(module, source, architecture.renames)  # a wrong one is refused before a folder is claimed
+    require_budget(recipe, capture(module.eval(), spec, member="o"), whole.images[:16].permute(0, 3, 1, 2))
     training, holdout = whole, None
     if recipe.data.holdout:
         rest, taken = stratified(whole.labels, recipe.data.holdout, recipe.seed)

@@ -79,7 +79,6 @@ class Run:
         assert self.holdout is not None
         return {"holdout": accuracy(predict(module, self.holdout), self.holdout.labels)}
 
-
     def calibration_images(self, count: int) -> Tensor:
         """Up to ``count`` training images, uint8 ``(N, C, H, W)``, without augmentation."""
         generator = torch.Generator().manual_seed(phase_seed(self.recipe.seed, "calibration"))
@@ -124,9 +123,9 @@ def original(run: Run) -> Graph:
         return checkpoint.load_graph(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(phase_seed(run.recipe.seed, "init"))
-        network, _ = resolve(run.arch, num_classes=run.train.classes)
+        network, architecture = resolve(run.arch, num_classes=run.train.classes)
     if run.checkpoint is not None:
-        load_checkpoint(network, run.checkpoint)
+        load_checkpoint(network, run.checkpoint, architecture.renames)
     graph = capture(network.eval(), run.spec, member="o")
     if run.checkpoint is None:
         options = run.recipe.o
@@ -135,6 +134,28 @@ def original(run: Run) -> Graph:
         graph = module.to_graph()
     checkpoint.save_graph(path, graph)
     return graph
+
+
+def budget(recipe: Recipe, o: Graph, q: Graph) -> float:
+    """What Q leaves for S, in the paper's FLOPs; raises RecipeError when that is nothing."""
+    full, spent = flops(o), flops(q)
+    left = recipe.s.flops_ratio * full - spent
+    if left <= 0:
+        raise RecipeError(
+            f"recipe {recipe.name}", expected="s.flops_ratio above what Q alone costs", fix="raise it, or lower Q's bits",
+            got=f"{recipe.s.flops_ratio} with Q at {spent / full:.3f}",
+        )
+    return left
+
+
+def require_budget(recipe: Recipe, o: Graph, images: Tensor) -> None:
+    """Refuses an impossible ``s.flops_ratio`` before anything is trained: Q's cost is known from the layers and bits.
+
+    images: a few, uint8 ``(N, C, H, W)``; Q's grids must exist for it to be frozen, whatever they are.
+    """
+    module = QuantModule(o, recipe.q.weight_bits, recipe.q.activation_bits)
+    calibrate(module, images, method="min-max", reestimate=False)
+    budget(recipe, o, freeze(module))
 
 
 def quantized(run: Run, o: Graph) -> tuple[Graph, QuantModule]:
@@ -176,20 +197,15 @@ def quantized(run: Run, o: Graph) -> tuple[Graph, QuantModule]:
 def pruned(run: Run, o: Graph, q: Graph, twin: QuantModule) -> Graph:
     """S: pruned in rounds from O to what Q leaves of the budget, and trained for the ensemble with Q.
 
-    Only channels inside blocks are pruned: the residual stream carries what all blocks share. The cost falls by the same factor in every round, so early rounds remove more channels. The hold-out picks the epoch
-    by the accuracy of the *ensemble*, with Q's logits from its integers.
+    Only channels inside blocks are pruned: the residual stream carries what all blocks share. The cost falls by the same
+    factor in every round, so early rounds remove more channels. The hold-out picks the epoch by the accuracy of the
+    *ensemble*, with Q's logits from its integers.
     """
     path = run.out / "s.pt"
     if path.exists():
         return checkpoint.load_graph(path)
     options = run.recipe.s
-    full, spent = flops(o), flops(q)
-    target = options.flops_ratio * full - spent
-    if target <= 0:
-        raise RecipeError(
-            f"recipe {run.recipe.name}", expected="s.flops_ratio above what Q alone costs", fix="raise it, or lower Q's bits",
-            got=f"{options.flops_ratio} with Q at {spent / full:.3f}",
-        )
+    full, target = flops(o), budget(run.recipe, o, q)
     loss = run.ensemble_loss(o, twin)
     score = run.ensemble_score(q) if run.holdout is not None else None
     graph = o

@@ -37,6 +37,7 @@ def command(
     import numpy as np
 
     from .. import load
+    from ..errors import DataError
     from ..images import open_images
     from ..images.cifar import find_cifar
 
@@ -54,6 +55,9 @@ def command(
             done += len(names)
             unclear += int((top_class(logits)[0] == NO_CLASS).sum())
             bar.advance(len(names))
+        if not done and images.skipped:
+            raise DataError(f"run {source}", expected="at least one readable image", fix="check the files and their sizes",
+                            got=f"none of {len(images.skipped)} ({images.skipped[0].name}: {images.skipped[0].reason})")
     seconds = time.monotonic() - started
     say(f"{done} images in {seconds:.1f} s ({amount(done / max(seconds, 1e-9))} images/s, reading included) -> {out}")
     if unclear:

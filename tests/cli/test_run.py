@@ -106,6 +106,15 @@ def test_an_unreadable_image_stops_or_is_listed(run_hce: Callable, model: Path, 
     assert [s["name"] for s in json.loads((tmp_path / "run.json").read_text())["skipped"]] == ["2.png"]
 
 
+def test_a_folder_without_a_readable_image_is_an_error(run_hce: Callable, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "0.png").write_bytes(b"no image")
+    result = run_hce("run", model, tmp_path / "bad", "-o", tmp_path / "p.csv", "--skip-bad")
+    assert result.code == 2
+    assert "none of 1" in result.err
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_inputs_that_do_not_fit_are_refused(run_hce: Callable, model: Path, tmp_path: Path, pixels: np.ndarray) -> None:
     out = tmp_path / "p.csv"
     for wrong in (pixels.astype(np.float32), pixels[:, :4], pixels.transpose(0, 3, 1, 2), pixels[0], pixels[:0]):

@@ -156,6 +156,7 @@ def test_post_training_quantization_alone(data: Path, tmp_path: Path) -> None:
 def test_wrong_use_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="flops_ratio above what Q alone costs"):
         go(data, tmp_path / "a", recipe=recipe(s={"flops_ratio": 0.1}))
+    assert not (tmp_path / "a" / "run.json").exists(), "an impossible recipe is refused before anything is trained"
     with pytest.raises(RecipeError, match="a checkpoint of O"):
         go(data, tmp_path / "b", recipe=recipe(checkpoint_required=True))
     with pytest.raises(DataError, match="hold-out"):
