@@ -37,9 +37,7 @@ bool HasAmxInt8() {
 }
 #endif
 
-}  // namespace
-
-std::vector<std::string> SupportedIsas() {
+std::vector<std::string> FindIsas() {
   std::vector<std::string> isas;
 #if defined(__x86_64__)
   if (HasAmxInt8()) isas.push_back("amx");
@@ -47,6 +45,13 @@ std::vector<std::string> SupportedIsas() {
   if (HasAvx2()) isas.push_back("avx2");
 #endif
   isas.push_back("portable");
+  return isas;
+}
+
+}  // namespace
+
+std::vector<std::string> SupportedIsas() {
+  static const std::vector<std::string> isas = FindIsas();  // cpuid takes microseconds in a virtual machine
   return isas;
 }
 
