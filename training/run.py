@@ -84,7 +84,7 @@ def _fingerprint(split: Split) -> str:
 def versions() -> dict[str, str]:
     """What a result depends on beside the recipe and the data."""
     return {"hce_engine": hce_engine.__version__, "torch": torch.__version__, "numpy": np.__version__,
-            "python": platform.python_version()}
+            "python": platform.python_version(), "torch_threads": str(torch.get_num_threads())}
 
 
 def _identity(recipe: Recipe, arch: str, source: Path | None, spec: InputSpec, train: Split, test: Split) -> dict[str, Any]:
