@@ -34,8 +34,9 @@ struct ConvGeometry {
 };
 
 // First pixel of segment s when `width` pixels are cut into even segments instead of full ones and a short tail: 7 pixels
-// are 4 + 3, 14 are 4 + 4 + 3 + 3. In 64 bits, since a row may have 2^20 pixels.
-constexpr int SegmentStart(int64_t s, int width, int segments) { return static_cast<int>(s * width / segments); }
+// are 4 + 3, 14 are 4 + 4 + 3 + 3. In 64 bits, since a row may have 2^20 pixels. Static, so that no copy of it compiled for
+// one instruction set can be linked into another's kernels.
+static constexpr int SegmentStart(int64_t s, int width, int segments) { return static_cast<int>(s * width / segments); }
 
 struct ConstView {  // strides in bytes
   const uint8_t* data;
@@ -118,14 +119,8 @@ struct ConvF32Args {
 constexpr int kWinogradTiles = 2;
 constexpr int kWinogradChannels = 8;
 struct WinogradArgs {
-  ConvGeometry geometry;  // count of a block at most kWinogradChannels
+  ConvF32Args conv;  // count of a block at most kWinogradChannels
   int32_t channels, out_channels;
-  ConstView x;
-  const float* weight;
-  const float* bias;
-  View y;
-  ConstView residual;
-  float low, high;
   float* scratch;
 };
 

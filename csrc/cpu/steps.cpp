@@ -105,6 +105,11 @@ ConvU8Args RunArgs(const ConvU8Spec& spec, const Tile& tile, const int8_t* weigh
   return a;
 }
 
+ConvF32Args RunArgs(const ConvF32Spec& spec, const Tile& tile) {
+  return {Geometry(spec.shape, spec.blocks), FirstTap(tile, spec.x, spec.shape), spec.weight.data(), spec.bias.data(),
+          At(tile, spec.y), ReadAt(tile, spec.residual), spec.low, spec.high};
+}
+
 void AddAmxStep(Program& program, ConvU8Spec spec, int64_t chunks) {
   const ConvShape& s = spec.shape;
   const AmxCut& cut = *spec.amx;
@@ -188,9 +193,7 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
       Require(b.count <= program.kernels().channels_f32, "convolution: a block wider than this instruction set's kernel");
     CheckBlocks(s, spec.blocks, spec.weight.size(), 1);
     AddStep(program, [spec = std::move(spec)](Tile& tile) {
-      tile.kernels->conv_f32({Geometry(spec.shape, spec.blocks), FirstTap(tile, spec.x, spec.shape),
-                              spec.weight.data(), spec.bias.data(), At(tile, spec.y), ReadAt(tile, spec.residual),
-                              spec.low, spec.high});
+      tile.kernels->conv_f32(RunArgs(spec, tile));
     });
     return;
   }
@@ -209,9 +212,7 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
   }
   Require(channel == s.out_channels, "winograd: blocks that cover all output channels expected");
   AddStep(program, [spec = std::move(spec)](Tile& tile) {
-    tile.kernels->winograd_f32({Geometry(spec.shape, spec.blocks), spec.shape.in_lines, spec.shape.out_channels,
-                                FirstTap(tile, spec.x, spec.shape), spec.weight.data(), spec.bias.data(),
-                                At(tile, spec.y), ReadAt(tile, spec.residual), spec.low, spec.high,
+    tile.kernels->winograd_f32({RunArgs(spec, tile), spec.shape.in_lines, spec.shape.out_channels,
                                 reinterpret_cast<float*>(tile.arena + spec.scratch.offset)});
   });
 }

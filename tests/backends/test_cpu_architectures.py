@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-import torch
 
 from hce_engine import _native
 from hce_engine.backends.cpu import CpuBackend
 from hce_engine.capture import capture
 from hce_engine.graph.passes import lower
 from hce_engine.preprocess import InputSpec
-from hce_engine.training.models import resolve
-from tests.capture.test_architectures import macs, random_pixels, torch_logits, trained_like
+from tests.capture.test_architectures import macs, random_pixels, small_network, torch_logits
 
 datasets = pytest.importorskip("sklearn.datasets")
 PORTABLE_LIMIT = 150_000_000  # multiply-accumulates per image that portable C++ computes in about a second per tile
@@ -35,10 +31,7 @@ def photographs(spec: InputSpec, count: int) -> np.ndarray:
 @pytest.mark.parametrize("name", ["resnet20", "resnet56", "resnet20-b", "resnet56-b", "vgg16-bn", "wrn16-8", "resnet18",
                                   "resnet50", "mobilenetv2"])
 def test_equals_pytorch(name: str) -> None:
-    torch.manual_seed(11)
-    module, arch = resolve(name)
-    spec = arch.input if arch.input.shape[1] == 32 else replace(arch.input, shape=(3, 64, 64))
-    trained_like(module, spec.shape)
+    module, spec = small_network(name, seed=11)
     graph = lower(capture(module, spec))
     images = np.concatenate([photographs(spec, 14), random_pixels(spec, 3)])
     want = torch_logits(module, spec, images)

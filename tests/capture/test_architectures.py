@@ -49,6 +49,14 @@ def trained_like(module: torch.nn.Module, shape: tuple[int, int, int]) -> torch.
     return module.eval()
 
 
+def small_network(name: str, seed: int) -> tuple[torch.nn.Module, InputSpec]:
+    """A named architecture with values like a trained one, at 32x32, or 64x64 where its own size is slow to test."""
+    torch.manual_seed(seed)
+    module, arch = resolve(name)
+    spec = arch.input if arch.input.shape[1] == 32 else replace(arch.input, shape=(3, 64, 64))
+    return trained_like(module, spec.shape), spec
+
+
 def random_pixels(spec: InputSpec, count: int, seed: int = 0) -> np.ndarray:
     """Blotches and edges rather than white noise: neighbouring pixels of real images are alike. (N, C, H, W) uint8."""
     rng = np.random.default_rng(seed)
@@ -69,10 +77,7 @@ def macs(graph: Graph) -> int:
 @pytest.mark.parametrize("name", ["resnet20", "resnet56", "resnet20-b", "resnet56-b", "vgg16-bn", "wrn16-8", "resnet18",
                                   "resnet50", "mobilenetv2"])
 def test_equals_pytorch(name: str) -> None:
-    torch.manual_seed(7)
-    module, arch = resolve(name)
-    spec = arch.input if arch.input.shape[1] == 32 else replace(arch.input, shape=(3, 64, 64))
-    trained_like(module, spec.shape)
+    module, spec = small_network(name, seed=7)
     graph = capture(module, spec)
     pixels = random_pixels(spec, 2)
     want = torch_logits(module, spec, pixels)

@@ -8,6 +8,7 @@ step s. ``real`` gives the same sum before division by s, which is what calibrat
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 
 import torch
@@ -52,14 +53,14 @@ def input_grid(plan: Layout) -> tuple[float, float]:
     return float(low), float(255 / (torch.tensor(plan.high, dtype=torch.float32) - low))
 
 
-class Requantized(nn.Module):
+class Requantized(nn.Module, ABC):
     """A step with a grid of its own: codes = quantizer(sum_i t_i * (f_i / s))."""
 
     quantizer: Quantizer
 
+    @abstractmethod
     def terms(self, inputs: list[Value]) -> list[Value]:
         """Integer terms t_i and their real factors f_i."""
-        raise NotImplementedError
 
     def real(self, inputs: list[Value]) -> Tensor:
         """The values that are about to be quantized: what calibration looks at."""

@@ -64,11 +64,11 @@ inline void WinogradTiles(const WinogradArgs& a, int i, int j, int lane) {
   const int64_t m_tile = int64_t{o_count} * 36 * kTile;
   for (int c = 0; c < c_count; ++c)
     for (int t = 0; t < T; ++t) {
-      const uint8_t* x = a.x.data + i * a.x.row + (j + 4 * t) * a.x.pixel + c * kLineBytes + lane * 4;
+      const uint8_t* x = a.conv.x.data + i * a.conv.x.row + (j + 4 * t) * a.conv.x.pixel + c * kLineBytes + lane * 4;
       F columns[6][6];
       for (int q = 0; q < 6; ++q) {
         F d[6], r[6];
-        for (int p = 0; p < 6; ++p) d[p] = S::Load(reinterpret_cast<const float*>(x + p * a.x.row + q * a.x.pixel));
+        for (int p = 0; p < 6; ++p) d[p] = S::Load(reinterpret_cast<const float*>(x + p * a.conv.x.row + q * a.conv.x.pixel));
         WinogradInput<S>(d, r);
         for (int p = 0; p < 6; ++p) columns[p][q] = r[p];
       }
@@ -80,9 +80,9 @@ inline void WinogradTiles(const WinogradArgs& a, int i, int j, int lane) {
     }
   for (int f = 0; f < 36; ++f) {
     const float* vf = v + f * int64_t{c_count} * T * kTile;
-    const float* uf = a.weight + f * int64_t{c_count} * o_count;
-    for (int n = 0; n < a.geometry.block_count; ++n) {
-      const ConvBlock& b = a.geometry.blocks[n];
+    const float* uf = a.conv.weight + f * int64_t{c_count} * o_count;
+    for (int n = 0; n < a.conv.geometry.block_count; ++n) {
+      const ConvBlock& b = a.conv.geometry.blocks[n];
       const float* u = uf + int64_t{b.channel} * c_count;
       float* mf = m + (int64_t{b.channel} * 36 + f) * kTile;
       switch (b.count) {
@@ -97,7 +97,7 @@ inline void WinogradTiles(const WinogradArgs& a, int i, int j, int lane) {
       }
     }
   }
-  const F low = S::Set(a.low), high = S::Set(a.high);
+  const F low = S::Set(a.conv.low), high = S::Set(a.conv.high);
   for (int t = 0; t < T; ++t)
     for (int o = 0; o < o_count; ++o) {
       const float* mo = m + t * m_tile + int64_t{o} * 36 * kTile + lane;
@@ -108,19 +108,19 @@ inline void WinogradTiles(const WinogradArgs& a, int i, int j, int lane) {
         WinogradOutput<S>(d, r);
         for (int p = 0; p < 4; ++p) rows[p][q] = r[p];
       }
-      const F bias = S::Set(a.bias[o]);
+      const F bias = S::Set(a.conv.bias[o]);
       const int64_t line = o * kLineBytes + lane * 4;
-      for (int p = 0; p < 4 && i + p < a.geometry.out_h; ++p) {
+      for (int p = 0; p < 4 && i + p < a.conv.geometry.out_h; ++p) {
         F r[4];
         WinogradOutput<S>(rows[p], r);
         for (int q = 0; q < 4; ++q) {
           const int column = j + 4 * t + q;
-          if (column >= a.geometry.out_w) break;
+          if (column >= a.conv.geometry.out_w) break;
           F y = S::Add(r[q], bias);
-          if (a.residual.data)
-            y = S::Add(y, S::Load(reinterpret_cast<const float*>(a.residual.data + (i + p) * a.residual.row +
-                                                                 column * a.residual.pixel + line)));
-          S::Store(reinterpret_cast<float*>(a.y.data + (i + p) * a.y.row + column * a.y.pixel + line),
+          if (a.conv.residual.data)
+            y = S::Add(y, S::Load(reinterpret_cast<const float*>(a.conv.residual.data + (i + p) * a.conv.residual.row +
+                                                                 column * a.conv.residual.pixel + line)));
+          S::Store(reinterpret_cast<float*>(a.conv.y.data + (i + p) * a.conv.y.row + column * a.conv.y.pixel + line),
                    S::Clamp(y, low, high));
         }
       }
@@ -130,10 +130,10 @@ inline void WinogradTiles(const WinogradArgs& a, int i, int j, int lane) {
 template <class S>
 void WinogradF32(const WinogradArgs& a) {
   for (int lane = 0; lane < kTile; lane += S::kLanes)
-    for (int i = 0; i < a.geometry.out_h; i += 4) {
+    for (int i = 0; i < a.conv.geometry.out_h; i += 4) {
       int j = 0;
-      for (; j + 4 < a.geometry.out_w; j += 4 * kWinogradTiles) WinogradTiles<S, kWinogradTiles>(a, i, j, lane);
-      for (; j < a.geometry.out_w; j += 4) WinogradTiles<S, 1>(a, i, j, lane);
+      for (; j + 4 < a.conv.geometry.out_w; j += 4 * kWinogradTiles) WinogradTiles<S, kWinogradTiles>(a, i, j, lane);
+      for (; j < a.conv.geometry.out_w; j += 4) WinogradTiles<S, 1>(a, i, j, lane);
     }
 }
 
