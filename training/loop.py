@@ -73,13 +73,25 @@ def step(
     return value.detach(), (logits.detach().argmax(1) == labels).sum()
 
 
-def compiled(module: nn.Module, enabled: bool) -> Callable[[Tensor], Tensor]:
-    """``module`` itself, or its torch.compile form for one fixed batch shape."""
-    if not enabled:
-        return module
-    # Every member, round and mode is one entry of the same code object's cache; past the limit torch runs eagerly.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(module, dynamic=False)
+def forward_of(module: nn.Module, compile: bool, precision: str) -> Callable[[Tensor], Tensor]:
+    """Images to float32 logits: ``module`` itself, compiled for one fixed batch shape, or under bfloat16 autocast.
+
+    Autocast rounds the operands and the results of convolutions and linears to bfloat16; weights, batch norm statistics
+    and the loss stay in float32.
+    """
+    forward: Callable[[Tensor], Tensor] = module
+    if compile:
+        # Every member, round and mode is one entry of the same code object's cache; past the limit torch runs eagerly.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        forward = torch.compile(module, dynamic=False)
+    if precision == "fp32":
+        return forward
+
+    def under_autocast(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return forward(images).float()
+
+    return under_autocast
 
 
 @torch.no_grad()
@@ -125,6 +137,7 @@ class Phase:
     log: MetricsLog
     progress: TrainingProgress
     compile: bool = False
+    precision: str = "fp32"
     score: Score | None = None
     select: str = "holdout"
     on_epoch: Callable[[nn.Module, int], None] | None = None
@@ -156,7 +169,7 @@ def fit(module: nn.Module, phase: Phase) -> nn.Module:
 
     steps, total = batches.steps, batches.steps * options.epochs
     phase.progress.phase(phase.name, total, position.epoch * steps + position.step)
-    forward = compiled(module, phase.compile)
+    forward = forward_of(module, phase.compile, phase.precision)
     saved = time.monotonic()
     while position.epoch < options.epochs:
         module.train()

@@ -26,7 +26,7 @@ from .data import Augmentation, Batches, Split, mean_codes
 from .evaluate import frozen_logits
 from .freeze import freeze
 from .graph_module import GraphModule
-from .loop import Loss, Phase, Score, accuracy, compiled, fit, predict
+from .loop import Loss, Phase, Score, accuracy, fit, forward_of, predict
 from .models import load_checkpoint, resolve
 from .objectives import EnsembleObjective
 from .progress import MetricsLog, TrainingProgress
@@ -72,8 +72,12 @@ class Run:
         )
         fit(module, Phase(
             name, options, batches, loss, phase_seed(self.recipe.seed, name), self.out / "state.pt", self.log,
-            self.progress, compile=self.recipe.compile, score=score if self.holdout is not None else None, on_epoch=on_epoch,
+            self.progress, compile=self.recipe.compile, precision=self.recipe.precision, score=score if self.holdout is not None else None, on_epoch=on_epoch,
         ))
+
+    def forward(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """``module`` as the recipe says that networks run: compiled or not, in float32 or bfloat16."""
+        return forward_of(module, self.recipe.compile, self.recipe.precision)
 
     def score(self, module: nn.Module) -> dict[str, float]:
         assert self.holdout is not None
@@ -87,10 +91,10 @@ class Run:
 
     def ensemble_loss(self, o: Graph, twin: QuantModule) -> Loss:
         """The recipe's objective for S; O and Q see the same augmented batch and get no gradient."""
-        section, compile_ = self.recipe.objective, self.recipe.compile
+        section = self.recipe.objective
         objective = EnsembleObjective(section.reading, section.w_ce, section.w_diff, section.temperature)
-        original_logits = compiled(GraphModule(o).to(self.device).eval(), compile_)
-        quantized_logits = compiled(twin.eval(), compile_)
+        original_logits = self.forward(GraphModule(o).to(self.device).eval())
+        quantized_logits = self.forward(twin.eval())
 
         def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
             with torch.no_grad():
@@ -175,7 +179,7 @@ def quantized(run: Run, o: Graph) -> tuple[Graph, QuantModule]:
     if run.holdout is not None:
         run.progress.line(f"q         post-training  holdout {run.score(module)['holdout']:.4f}")
     teacher = GraphModule(o).to(run.device).eval()
-    teach = compiled(teacher, run.recipe.compile)
+    teach = run.forward(teacher)
     objective = EnsembleObjective("kd", 1 - options.distill, options.distill, options.temperature)
 
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:

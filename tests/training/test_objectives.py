@@ -5,11 +5,16 @@ import math
 import pytest
 import torch
 
-from hce_engine.training.objectives import READINGS, EnsembleObjective
+from hce_engine.training.objectives import READINGS, WITHOUT_Q, EnsembleObjective
 
 O_LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.4, 0.0]])
 Q_LOGITS = torch.tensor([[0.5, 1.0, -1.0], [0.0, 1.0, 0.3]])
 LABELS = torch.tensor([0, 1])
+
+
+def term(reading, s, o=O_LOGITS, q=Q_LOGITS, temperature=1.0):
+    """The reading alone, without T^2."""
+    return EnsembleObjective(reading, 0.0, 1.0, temperature)(s, o, q, LABELS[: len(s)]) / temperature**2
 
 
 def gradient(reading, s, temperature=2.0):
@@ -24,7 +29,7 @@ def gradient(reading, s, temperature=2.0):
 def test_fixed_point_has_no_loss_and_no_gradient(reading, fixed_point):
     # A constant added to all logits of an image changes nothing.
     s = fixed_point + torch.tensor([[3.0], [-1.0]])
-    assert READINGS[reading](s, O_LOGITS, Q_LOGITS, 2.0).item() == pytest.approx(0.0, abs=1e-6)
+    assert term(reading, s, temperature=2.0).item() == pytest.approx(0.0, abs=1e-6)
     assert gradient(reading, s).abs().max() < 1e-6
     assert gradient(reading, s + torch.tensor([1.0, 0.0, 0.0])).abs().max() > 1e-2
 
@@ -32,7 +37,39 @@ def test_fixed_point_has_no_loss_and_no_gradient(reading, fixed_point):
 def test_positive_part_by_hand():
     o, q, s = (torch.log(torch.tensor([row])) for row in ([0.7, 0.3], [0.4, 0.6], [0.5, 0.5]))
     # d = (0.3, 0): 0.3 * (log 0.3 - log 0.5)
-    assert READINGS["V1"](s, o, q, 1.0).item() == pytest.approx(0.3 * (math.log(0.3) - math.log(0.5)), rel=1e-5)
+    assert term("V1", s, o, q).item() == pytest.approx(0.3 * (math.log(0.3) - math.log(0.5)), rel=1e-5)
+
+
+def test_signed_by_hand_and_its_constant_push():
+    o, q, s = (torch.log(torch.tensor([row])) for row in ([0.7, 0.3], [0.4, 0.6], [0.8, 0.2]))
+    # d = (0.3, -0.3): -(0.3 log 0.8 - 0.3 log 0.2)
+    assert term("V0", s, o, q).item() == pytest.approx(-0.3 * (math.log(0.8) - math.log(0.2)), rel=1e-5)
+    t = 2.0
+    push = -t * ((O_LOGITS / t).softmax(1) - (Q_LOGITS / t).softmax(1)) / len(O_LOGITS)
+    for s in (torch.zeros(2, 3), torch.randn(2, 3, generator=torch.Generator().manual_seed(0))):
+        torch.testing.assert_close(gradient("V0", s, t), push)
+
+
+def test_normed_positive_part_by_hand():
+    o, q, s = (torch.log(torch.tensor([row])) for row in ([0.5, 0.3, 0.2], [0.2, 0.1, 0.7], [0.5, 0.25, 0.25]))
+    # d = (0.3, 0.2, -0.5) -> (0.6, 0.4, 0)
+    want = 0.6 * math.log(0.6 / 0.5) + 0.4 * math.log(0.4 / 0.25)
+    assert term("V2", s, o, q).item() == pytest.approx(want, rel=1e-5)
+    assert term("V2", s, o, o).item() == 0.0  # O and Q agree: nothing to learn
+
+
+def test_mean_residual_in_probabilities_by_hand():
+    o, q, s = (torch.log(torch.tensor([row])) for row in ([0.5, 0.3, 0.2], [0.2, 0.1, 0.7], [0.5, 0.25, 0.25]))
+    # 2 p_o - p_q = (0.8, 0.5, -0.3) -> (8, 5, 0) / 13
+    want = 8 / 13 * math.log(8 / 13 / 0.5) + 5 / 13 * math.log(5 / 13 / 0.25)
+    assert term("V4p", s, o, q).item() == pytest.approx(want, rel=1e-5)
+
+
+def test_ensemble_cross_entropy_is_of_the_mean_and_ignores_o_and_temperature():
+    s = torch.tensor([[0.3, 0.1, 0.0], [0.0, 0.2, 0.9]])
+    want = torch.nn.functional.cross_entropy((s + Q_LOGITS) / 2, LABELS)
+    for t in (1.0, 4.0):
+        torch.testing.assert_close(EnsembleObjective("V6", 0.0, 1.0, t)(s, O_LOGITS * 9, Q_LOGITS, LABELS), want)
 
 
 def test_positive_part_gradient_is_total_variation_times_the_gap():
@@ -44,7 +81,9 @@ def test_positive_part_gradient_is_total_variation_times_the_gap():
 
 
 def test_plain_distillation_ignores_q():
-    assert READINGS["kd"](Q_LOGITS, O_LOGITS, Q_LOGITS, 3.0) == READINGS["kd"](Q_LOGITS, O_LOGITS, O_LOGITS * 100, 3.0)
+    assert WITHOUT_Q == ("kd",)
+    assert term("kd", Q_LOGITS, temperature=3.0) == term("kd", Q_LOGITS, q=O_LOGITS * 100, temperature=3.0)
+    assert all(term(r, Q_LOGITS) != term(r, Q_LOGITS, q=O_LOGITS + 1.5 * Q_LOGITS) for r in READINGS if r != "kd")
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -65,5 +104,5 @@ def test_saturated_logits_stay_finite(reading):
 def test_weights_and_temperature_scale_the_terms():
     s = torch.tensor([[0.3, 0.1, 0.0], [0.0, 0.2, 0.9]])
     ce = torch.nn.functional.cross_entropy(s, LABELS)
-    term = READINGS["V5"](s, O_LOGITS, Q_LOGITS, 4.0)
-    torch.testing.assert_close(EnsembleObjective("V5", 0.2, 0.8, 4.0)(s, O_LOGITS, Q_LOGITS, LABELS), 0.2 * ce + 0.8 * 16 * term)
+    match = term("V5", s, temperature=4.0)
+    torch.testing.assert_close(EnsembleObjective("V5", 0.2, 0.8, 4.0)(s, O_LOGITS, Q_LOGITS, LABELS), 0.2 * ce + 0.8 * 16 * match)
