@@ -158,6 +158,18 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int, 
 
 
 @dataclass(frozen=True)
+class Batch:
+    """What one step sees. images: uint8 ``(B, C, H, W)``, channels-last in memory; labels: int64 ``(B,)``; index: int64
+    ``(B,)``, the images' numbers in the split; variant: int64 ``(B,)``, which fixed augmentation each image has, None
+    where augmentations are drawn anew."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    variant: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Batches:
     """The batches of one epoch, a pure function of the generator's state when :meth:`epoch` is called.
 
@@ -176,8 +188,8 @@ class Batches:
         full, rest = divmod(len(self.split), self.batch_size)
         return max(1, full + (rest > 1 and not self.drop_last))
 
-    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields ``(images uint8 (B, C, H, W), labels int64 (B,))`` from step ``start`` on; memory is channels-last.
+    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
+        """The epoch's batches from step ``start`` on.
 
         The generator advances by the whole epoch at the first draw, whatever ``start`` is.
         """
@@ -195,4 +207,4 @@ class Batches:
             images = self.split.images[index]
             if pad or self.augmentation.flip:
                 images = crop_and_flip(images, offsets[rows], flips[rows], pad, self.pad_code)
-            yield images.permute(0, 3, 1, 2), self.split.labels[index]
+            yield Batch(images.permute(0, 3, 1, 2), self.split.labels[index], index)

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from hce_engine.errors import RecipeError
 
 from . import checkpoint
-from .data import Batches, Split
+from .data import Batch, Batches, Split
 from .progress import MetricsLog, TrainingProgress
 from .recipe import FitSection
 
-# (logits (B, classes), images uint8 (B, C, H, W), labels int64 (B,)) -> scalar
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Batch], Tensor]  # (logits (B, classes), batch) -> scalar
 Score = Callable[[nn.Module], Mapping[str, float]]
 
 ONE_CYCLE_START, ONE_CYCLE_END = 0.1, 1e-3  # of the peak learning rate (arXiv 2006.11487, its published code)
@@ -59,18 +58,17 @@ def optimizer_for(module: nn.Module, options: FitSection) -> torch.optim.SGD:
 
 
 def step(
-    forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, loss: Loss, images: Tensor, labels: Tensor,
-    grad_clip: float = 0.0,
+    forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, loss: Loss, batch: Batch, grad_clip: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """One update; returns the loss and the number of right predictions, both scalars that need no synchronisation."""
     optimizer.zero_grad(set_to_none=True)
-    logits = forward(images)
-    value = loss(logits, images, labels)
+    logits = forward(batch.images)
+    value = loss(logits, batch)
     value.backward()
     if grad_clip:
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], grad_clip)
     optimizer.step()
-    return value.detach(), (logits.detach().argmax(1) == labels).sum()
+    return value.detach(), (logits.detach().argmax(1) == batch.labels).sum()
 
 
 def forward_of(module: nn.Module, compile: bool, precision: str) -> Callable[[Tensor], Tensor]:
@@ -177,14 +175,14 @@ def fit(module: nn.Module, phase: Phase) -> nn.Module:
             phase.on_epoch(module, position.epoch)
         generator.set_state(rng)
         started, first = time.monotonic(), position.seen
-        for images, labels in batches.epoch(generator, position.step):
+        for batch in batches.epoch(generator, position.step):
             rate = learning_rate(options, position.epoch * steps + position.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            value, correct = step(forward, optimizer, phase.loss, images, labels, options.grad_clip)
+            value, correct = step(forward, optimizer, phase.loss, batch, options.grad_clip)
             position.step += 1
-            position.seen += len(labels)
-            position.loss_sum += float(value) * len(labels)
+            position.seen += len(batch.labels)
+            position.loss_sum += float(value) * len(batch.labels)
             position.correct += int(correct)
             if not math.isfinite(position.loss_sum):
                 raise RecipeError(

@@ -22,7 +22,7 @@ from hce_engine.ledger import ensemble_cost
 from hce_engine.preprocess import InputSpec
 
 from . import checkpoint
-from .data import Augmentation, Batches, Split, mean_codes
+from .data import Augmentation, Batch, Batches, Split, mean_codes
 from .evaluate import frozen_logits
 from .freeze import freeze
 from .graph_module import GraphModule
@@ -96,10 +96,10 @@ class Run:
         original_logits = self.forward(GraphModule(o).to(self.device).eval())
         quantized_logits = self.forward(twin.eval())
 
-        def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        def loss(logits: Tensor, batch: Batch) -> Tensor:
             with torch.no_grad():
-                teachers = original_logits(images), quantized_logits(images)
-            return objective(logits, *teachers, labels)
+                teachers = original_logits(batch.images), quantized_logits(batch.images)
+            return objective(logits, *teachers, batch.labels)
 
         return loss
 
@@ -117,7 +117,7 @@ class Run:
 
 
 def cross_entropy(label_smoothing: float) -> Loss:
-    return lambda logits, images, labels: F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return lambda logits, batch: F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
 
 
 def original(run: Run) -> Graph:
@@ -182,10 +182,10 @@ def quantized(run: Run, o: Graph) -> tuple[Graph, QuantModule]:
     teach = run.forward(teacher)
     objective = EnsembleObjective("kd", 1 - options.distill, options.distill, options.temperature)
 
-    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():
-            target = teach(images) if options.distill else logits
-        return objective(logits, target, target, labels)
+            target = teach(batch.images) if options.distill else logits
+        return objective(logits, target, target, batch.labels)
 
     def freeze_norms(module: nn.Module, epoch: int) -> None:
         assert isinstance(module, QuantModule)

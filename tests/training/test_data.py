@@ -53,18 +53,25 @@ def test_an_epoch_shows_every_image_once_and_repeats_from_its_state():
     state = generator.get_state()
     first = list(batches.epoch(generator))
     after = generator.get_state()
-    assert [len(y) for _, y in first] == [4, 4, 2] and batches.steps == 3
-    seen = torch.cat([x for x, _ in first]).permute(0, 2, 3, 1)
+    assert [len(b.labels) for b in first] == [4, 4, 2] and batches.steps == 3
+    seen = torch.cat([b.images for b in first]).permute(0, 2, 3, 1)
     assert sorted(s.numpy().tobytes() for s in seen) == sorted(i.numpy().tobytes() for i in data.images)
     generator.set_state(state)
     again = list(batches.epoch(generator, start=1))
     assert torch.equal(generator.get_state(), after)
-    for (x, y), (x2, y2) in zip(first[1:], again, strict=True):
-        assert torch.equal(x, x2) and torch.equal(y, y2)
+    for a, b in zip(first[1:], again, strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index)
+
+
+def test_a_batch_names_its_images():
+    data = split(10)
+    for batch in Batches(data, 4, Augmentation(0, False), PAD).epoch(torch.Generator()):
+        assert torch.equal(batch.images.permute(0, 2, 3, 1), data.images[batch.index]) and batch.variant is None
+        assert torch.equal(batch.labels, data.labels[batch.index])
 
 
 def test_batches_are_channels_last_uint8():
-    x, _ = next(iter(Batches(split(), 4, Augmentation(2, True), PAD).epoch(torch.Generator())))
+    x = next(iter(Batches(split(), 4, Augmentation(2, True), PAD).epoch(torch.Generator()))).images
     assert x.shape == (4, 3, 6, 6) and x.dtype == torch.uint8
     assert x.is_contiguous(memory_format=torch.channels_last)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from hce_engine.errors import RecipeError, WriteError
-from hce_engine.training.data import Augmentation, Batches, Split, mean_codes, to_split
+from hce_engine.training.data import Augmentation, Batch, Batches, Split, mean_codes, to_split
 from hce_engine.training.graph_module import GraphModule
 from hce_engine.training.loop import Phase, accuracy, fit, learning_rate, optimizer_for, predict
 from hce_engine.training.progress import MetricsLog, TrainingProgress
@@ -32,7 +32,7 @@ def data(count: int = 28) -> Split:
 def phase(out: Path, **changes: object) -> Phase:
     batches = Batches(data(), OPTIONS.batch_size, Augmentation(2, True), mean_codes(Builder().input))
     keys = {
-        "name": "o", "options": OPTIONS, "batches": batches, "loss": lambda z, x, y: F.cross_entropy(z, y), "seed": 7,
+        "name": "o", "options": OPTIONS, "batches": batches, "loss": lambda z, batch: F.cross_entropy(z, batch.labels), "seed": 7,
         "state_path": out / "state.pt", "log": MetricsLog(out / "metrics.jsonl"), "progress": TrainingProgress(False),
     }
     return Phase(**{**keys, **changes})
@@ -46,10 +46,10 @@ def killed_at(count: int):
     """A loss that dies in its ``count``-th call."""
     calls = iter(range(count))
 
-    def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         if next(calls, None) is None:
             raise Killed
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, batch.labels)
 
     return loss
 
@@ -111,7 +111,7 @@ def test_the_best_epoch_on_the_holdout_is_kept(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"finite loss.*lower the learning rate"):
-        fit(GraphModule(residual()), phase(tmp_path, loss=lambda z, x, y: z.sum() * float("nan")))
+        fit(GraphModule(residual()), phase(tmp_path, loss=lambda z, batch: z.sum() * float("nan")))
 
 
 def test_no_epochs_leave_the_module_alone(tmp_path: Path) -> None:
