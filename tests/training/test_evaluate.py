@@ -11,9 +11,12 @@ from hce_engine.training.evaluate import (
     brier_score,
     evaluate_logits,
     expected_calibration_error,
+    fit_temperature,
     member_metrics,
     negative_log_likelihood,
     pair_metrics,
+    probability_mean,
+    scaled_metrics,
     softmax,
     wilson_interval,
 )
@@ -109,3 +112,87 @@ def test_nan_logits_are_wrong_and_leave_json_valid():
 def test_lengths_that_differ_are_refused():
     with pytest.raises(InputError, match="3 rows"):
         evaluate_logits({"q": np.zeros((2, 4), np.float32)}, np.zeros(3, np.int64))
+
+
+def test_a_hold_out_without_the_voters_is_refused():
+    z = np.zeros((2, 4), np.float32)
+    with pytest.raises(InputError, match="'q'"):
+        evaluate_logits({"q": z}, np.zeros(2, np.int64), holdout=({"s": z}, np.zeros(2, np.int64)))
+
+
+def test_the_ensemble_corrects_and_introduces_errors():
+    labels = np.zeros(6, np.int64)
+    a, b = one_hot([0, 1, 1, 0, 1, 0]), one_hot([0, 0, 1, 1, 2, 0])
+    # wrong only in a: 1; only in b: 3; in both: 2 4; the ensemble is right about 1 and 4, and wrong about 0
+    m = pair_metrics(a, b, labels, one_hot([1, 0, 1, 1, 0, 0]))
+    assert m["errors"] == {"only_first": 1, "only_second": 1, "both": 2, "either": 4}
+    assert m["corrected"] == {"only_first": 1, "only_second": 0, "both": 1, "either": 2}
+    assert m["introduced"] == 1
+    assert "corrected" not in pair_metrics(a, b, labels)
+
+
+def test_probability_mean_is_the_mean_of_probabilities():
+    p, r = [[0.9, 0.1], [0.2, 0.8]], [[0.5, 0.5], [0.6, 0.4]]
+    np.testing.assert_allclose(softmax(probability_mean([logits_of(p), logits_of(r)])), [[0.7, 0.3], [0.4, 0.6]], rtol=1e-6)
+
+
+def test_probability_mean_may_disagree_with_the_mean_of_logits():
+    # One member is sure of class 1, the other leans to 0: logits add up to class 1, and so do probabilities only if sure enough.
+    q, s = logits_of([[0.01, 0.99]]), logits_of([[0.999999, 0.000001]])
+    result = evaluate_logits({"q": q, "s": s}, np.array([0]))
+    assert result["probability_mean"]["nll"] == pytest.approx(-math.log((0.01 + 0.999999) / 2), rel=1e-5)
+    assert result["members"]["ensemble"]["nll"] != pytest.approx(result["probability_mean"]["nll"])
+
+
+def test_probability_mean_of_impossible_and_invalid_logits():
+    sure = np.array([[1e4, -1e4], [np.nan, 0.0]], np.float32)
+    mean = probability_mean([sure, sure])
+    assert np.isfinite(mean[0]).all() and np.isnan(mean[1]).all()
+
+
+def test_temperature_undoes_a_factor():
+    # Labels drawn from softmax(z) itself: z is calibrated, so 3 z needs a temperature of 3.
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(20_000, 4)) * 2
+    labels = np.array([rng.choice(4, p=row) for row in softmax(z)])
+    t = fit_temperature(3 * z, labels)
+    assert t == pytest.approx(3, rel=0.03)
+    grid = [negative_log_likelihood(3 * z / (t * f), labels) for f in (0.99, 1.0, 1.01)]
+    assert grid[1] < grid[0] and grid[1] < grid[2]
+    scaled = scaled_metrics(3 * z, labels, t)
+    assert scaled["ece"] < 0.02 < expected_calibration_error(softmax(3 * z), labels)
+    assert scaled["nll"] == pytest.approx(grid[1])
+
+
+def test_temperature_by_hand():
+    # Three of four right with margin 2 over two classes: sigmoid(2 / T) = 3/4, T = 2 / ln 3.
+    z, labels = np.array([[2.0, 0.0]] * 4), np.array([0, 0, 0, 1])
+    assert fit_temperature(z, labels) == pytest.approx(2 / math.log(3), rel=1e-9)
+
+
+def test_temperature_without_errors_is_the_lowest():
+    assert fit_temperature(np.array([[2.0, 0.0]]), np.array([0])) == pytest.approx(0.01)
+    for bad in (np.zeros((0, 2)), np.array([[np.nan, 0.0]])):
+        with pytest.raises(InputError, match="temperature"):
+            fit_temperature(bad, np.zeros(len(bad), np.int64))
+
+
+def test_temperatures_are_fitted_on_the_hold_out_for_every_member():
+    rng = np.random.default_rng(1)
+    labels, z = rng.integers(0, 3, 400), {}
+    for name in ("q", "s", "o"):
+        z[name] = (rng.normal(size=(400, 3)) * 3 + 2 * one_hot(labels)).astype(np.float32)
+    test, rest = slice(0, 200), slice(200, 400)
+    result = evaluate_logits(
+        {n: v[test] for n, v in z.items()}, labels[test], ["q", "s"],
+        holdout=({n: v[rest] for n, v in z.items()}, labels[rest]),
+    )
+    assert set(result["scaled"]) == {"q", "s", "o", "ensemble", "probability_mean"}
+    ensemble = (z["q"] + z["s"]) / 2
+    assert result["scaled"]["ensemble"]["temperature"] == pytest.approx(fit_temperature(ensemble[rest], labels[rest]), rel=1e-6)
+    assert result["scaled"]["q"]["nll"] < result["members"]["q"]["nll"]
+    assert result["scaled"]["q"] == scaled_metrics(z["q"][test], labels[test], fit_temperature(z["q"][rest], labels[rest]))
+    json.dumps(result, allow_nan=False)
+    broken = {**{n: v[test].copy() for n, v in z.items()}}
+    broken["o"][0, 0] = np.nan
+    assert "o" not in evaluate_logits(broken, labels[test], ["q", "s"], holdout=(z, labels))["scaled"]
