@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 from hce_engine.errors import GraphError, InputError, UnsupportedError
 from hce_engine.graph import Graph, Node, merge
 from hce_engine.training.graph_module import GraphModule
-from hce_engine.training.quantize import Quantizer, QuantModule, calibrate, layout, reestimate_bn
+from hce_engine.training.quantize import QuantModule, calibrate, layout, reestimate_bn
 from hce_engine.training.quantize.layout import Codes
-from hce_engine.training.quantize.quantizer import floor_half_ste, lsq_scale, min_max_scale, mse_scale
+from hce_engine.training.quantize.quantizer import LearnedStep, floor_half_ste
+from hce_engine.training.quantize.scales import lsq_scale, min_max_scale, mse_scale
 
 from .float_graphs import GRAPHS, Builder, concatenated, mobile, pictures, plain, preactivated, residual
 
@@ -67,7 +68,7 @@ def test_scales_of_nothing_are_positive(search: Callable[..., torch.Tensor]) -> 
 
 
 def test_gradients_are_those_of_lsq() -> None:
-    quantizer = Quantizer(Codes((4, 5, 5), 3, 0))
+    quantizer = LearnedStep(Codes((4, 5, 5), 3, 0))
     quantizer.step.data.fill_(0.5)
     v = torch.tensor([-1.0, 0.1, 0.8, 1.9, 3.6, 9.0], requires_grad=True)
     scale = quantizer.scale()
@@ -80,7 +81,7 @@ def test_gradients_are_those_of_lsq() -> None:
 
 
 def test_a_real_bound_is_a_bound_on_codes() -> None:
-    quantizer = Quantizer(Codes((1,), 8, 0, 0.0, 6.0))
+    quantizer = LearnedStep(Codes((1,), 8, 0, 0.0, 6.0))
     quantizer.step.data.fill_(0.05)
     scale = quantizer.scale().detach()
     values = torch.linspace(-1, 20, 400)

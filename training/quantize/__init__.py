@@ -2,7 +2,9 @@
 
 from .calibrate import calibrate, reestimate_bn
 from .layout import Layout, layout
+from .methods import METHODS
 from .module import QuantModule
+from .progressive import lowered
 from .quantizer import Quantizer
 
-__all__ = ["Layout", "QuantModule", "Quantizer", "calibrate", "layout", "reestimate_bn"]
+__all__ = ["METHODS", "Layout", "QuantModule", "Quantizer", "calibrate", "layout", "lowered", "reestimate_bn"]

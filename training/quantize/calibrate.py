@@ -12,15 +12,16 @@ from hce_engine.training.graph_module import GraphModule
 
 from .layout import Step
 from .module import QuantModule
-from .quantizer import SEARCHES
-from .steps import ConvStep, Requantized, Weights
+from .scales import SEARCHES
+from .steps import ConvStep, Requantized
+from .weights import Weights
 
 
 def _norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
-def _need_images(who: str, images: Tensor, least: int) -> None:
+def need_images(who: str, images: Tensor, least: int) -> None:
     if images.ndim != 4 or len(images) < least:
         raise InputError(
             who, expected=f"at least {least} images (N, C, H, W)", got=str(tuple(images.shape)),
@@ -41,7 +42,7 @@ def calibrate(module: QuantModule, images: Tensor, *, method: str = "mse", reest
     """
     if method not in SEARCHES:
         raise InputError("calibrate", expected="a method of " + ", ".join(SEARCHES), got=repr(method), fix="name one of them")
-    _need_images("calibrate", images, 2 if reestimate else 1)
+    need_images("calibrate", images, 2 if reestimate else 1)
     target = _float_statistics(module, images) if reestimate else {}
 
     def prepare(step: Step, part: nn.Module, inputs: list) -> None:
@@ -83,7 +84,7 @@ def reestimate_bn(module: nn.Module, images: Tensor, *, batch: int = 256) -> Non
 
     Parameters and step sizes stay. A network without batch norms is left as it is. Raises InputError for fewer than two images.
     """
-    _need_images("reestimate_bn", images, 2)
+    need_images("reestimate_bn", images, 2)
     norms, was_training = _norms(module), module.training
     if not norms:
         return

@@ -3,10 +3,11 @@
 QuantModule (gradients) and freeze (integers) both read this plan, so they cannot disagree about what is quantized, with
 how many bits and around which zero point. docs/NUMERICS.md has the algebra; the rules are:
 
-* The first convolution reads the uint8 pixels and has 8-bit weights; the last linear reads u8 and has 8-bit weights.
-  Float images are brought to 256 levels of their range, then normalised to a signed map, which it reads instead.
-* A tensor that only convolutions read is yielded in their ``a_bits`` directly. Any other is a u8 stream, and the
-  convolutions that read it share one recode of it.
+* The first convolution reads the uint8 pixels, whatever ``edge_bits`` says, and has weights of ``edge_bits``; the last
+  linear has ``edge_bits`` in both. Float images are brought to 256 levels of their range, then normalised to a signed u8
+  map, which the first convolution reads instead.
+* A tensor whose readers all want one width, convolutions ``a_bits`` and last linears ``edge_bits``, is yielded in it
+  directly. Any other is a u8 stream, and the readers that want one width share one recode of it.
 * Codes are unsigned with zero point 0 where a clamp from 0 makes them so, else u8 with zero point 128; the recode of a
   signed stream to b bits has zero point 2^(b-1).
 * An addition goes into the convolution that is its last-computed operand, if nothing else reads that convolution;
@@ -26,7 +27,8 @@ from hce_engine.graph import Graph, Node
 from .fuse import fuse
 from .units import Pixels, Unit
 
-EDGE_BITS = 8  # first and last layer, and the residual stream
+STREAM_BITS = 8  # pixels, and tensors that additions, poolings and concats read
+EDGE_BITS = 8  # first and last layer, unless said otherwise
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Step:
     pixels: Pixels | None = None
     residual: bool = False
     constant: bool = False
-    bits: tuple[int, int] = (EDGE_BITS, EDGE_BITS)
+    bits: tuple[int, int] = (STREAM_BITS, STREAM_BITS)
 
 
 @dataclass(frozen=True)
@@ -79,44 +81,50 @@ class Layout:
     high: float
 
 
-def layout(graph: Graph, w_bits: int, a_bits: int, input_range: tuple[float, float] = (0.0, 1.0)) -> Layout:
+def layout(
+    graph: Graph, w_bits: int, a_bits: int, *, edge_bits: int = EDGE_BITS, input_range: tuple[float, float] = (0.0, 1.0),
+) -> Layout:
     """The layout of a legal float graph with one member.
 
     Raises UnsupportedError naming a node that has no integer form, InputError for a width outside 2 to 8.
     """
-    for what, bits in (("weight", w_bits), ("activation", a_bits)):
+    for what, bits in (("weight", w_bits), ("activation", a_bits), ("edge", edge_bits)):
         if not 2 <= bits <= 8:
             raise InputError("quantization", expected=f"2 to 8 {what} bits", got=str(bits), fix="choose a width in that range")
     units, output, names = fuse(graph, input_range)
-    only_convs = _read_by_convolutions_only(units)
+    wanted = _wanted_widths(units, a_bits, edge_bits)
     steps: dict[str, Step] = {}
-    recodes: dict[str, str] = {}
+    recodes: dict[tuple[str, int], str] = {}
 
     def add(step: Step) -> str:
         steps[step.name] = step
         return step.name
 
-    def recoded(name: str) -> str:
+    def recoded(name: str, bits: int) -> str:
         codes = steps[name].codes
         assert codes is not None
-        if codes.bits == a_bits:
+        if codes.bits == bits:
             return name
-        if name not in recodes:
-            zero = 1 << (a_bits - 1) if codes.signed else 0
+        if (name, bits) not in recodes:
+            zero = 1 << (bits - 1) if codes.signed else 0
             node = steps[name].node
-            recodes[name] = add(
-                Step(_fresh(f"{name}.recode", steps, graph), "recode", node, (name,), Codes(codes.shape, a_bits, zero))
+            recodes[name, bits] = add(
+                Step(_fresh(f"{name}.recode", steps, graph), "recode", node, (name,), Codes(codes.shape, bits, zero))
             )
-        return recodes[name]
+        return recodes[name, bits]
 
     for unit in units:
         inputs = [names[id(u)] for u in unit.inputs]
-        widths = (EDGE_BITS, EDGE_BITS)
-        if unit.kind == "conv" and not unit.constant and not unit.first:
-            inputs[0] = recoded(inputs[0])
+        widths = (STREAM_BITS, STREAM_BITS)
+        if unit.kind == "head":
+            widths = (edge_bits, edge_bits)
+        elif unit.kind == "conv" and unit.first:
+            widths = (edge_bits, STREAM_BITS)
+        elif unit.kind == "conv" and not unit.constant:
             widths = (w_bits, a_bits)
-        sources = [steps[i].codes for i in inputs]
-        codes = _yields(unit, sources, a_bits if id(unit) in only_convs else EDGE_BITS)
+        if unit.kind in ("conv", "head"):
+            inputs[0] = recoded(inputs[0], widths[1])
+        codes = _yields(unit, [steps[i].codes for i in inputs], wanted.get(id(unit), STREAM_BITS))
         add(
             Step(
                 names[id(unit)], unit.kind, unit.node, tuple(inputs), codes, unit.norm, unit.pixels, unit.residual,
@@ -132,18 +140,21 @@ def _fresh(name: str, steps: dict[str, Step], graph: Graph) -> str:
     return name
 
 
-def _read_by_convolutions_only(units: list[Unit]) -> set[int]:
-    """ids of the units that only convolutions of ``a_bits`` read, through pooling and moves or directly."""
-    result: set[int] = set()
+def _wanted_widths(units: list[Unit], a_bits: int, edge_bits: int) -> dict[int, int]:
+    """The width that all readers of a unit want, through moves or directly, by the unit's id, where they agree on one."""
+    result: dict[int, int] = {}
 
-    def narrow(reader: Unit, slot: int) -> bool:
-        if reader.kind == "conv":
-            return slot == 0 and not reader.constant and not reader.first
-        return reader.kind == "move" and id(reader) in result
+    def wants(reader: Unit, slot: int) -> int:
+        if reader.kind == "head":
+            return edge_bits
+        if reader.kind == "conv" and slot == 0 and not reader.constant and not reader.first:
+            return a_bits
+        return result.get(id(reader), STREAM_BITS) if reader.kind == "move" else STREAM_BITS
 
     for unit in reversed(units):
-        if unit.read_by and all(narrow(reader, slot) for reader, slot in unit.read_by):
-            result.add(id(unit))
+        widths = {wants(reader, slot) for reader, slot in unit.read_by}
+        if len(widths) == 1:
+            result[id(unit)] = widths.pop()
     return result
 
 
@@ -151,12 +162,12 @@ def _yields(unit: Unit, sources: list[Codes | None], bits: int) -> Codes | None:
     if unit.kind in ("head", "float"):
         return None
     if unit.kind == "pixels":
-        return Codes(unit.shape, 8, 0)
+        return Codes(unit.shape, STREAM_BITS, 0)
     known = [s for s in sources if s is not None]
     if unit.kind == "move":
         return replace(known[0], shape=unit.shape, low=None, high=None)
     inherits = unit.kind != "conv" and not any(s.signed for s in known)
     if unit.low == 0 or inherits:
         low = None if unit.low is None or unit.low < 0 else unit.low  # a bound below 0 does nothing to codes from 0
-        return Codes(unit.shape, EDGE_BITS if unit.kind == "concat" else bits, 0, low, unit.high)
-    return Codes(unit.shape, EDGE_BITS, 128, unit.low, unit.high)
+        return Codes(unit.shape, STREAM_BITS if unit.kind == "concat" else bits, 0, low, unit.high)
+    return Codes(unit.shape, STREAM_BITS, 128, unit.low, unit.high)

@@ -2,8 +2,8 @@
 
 It runs the same layout (quantize.layout) with the same multipliers that :func:`hce_engine.training.freeze.freeze` turns
 into an integer graph; in evaluation the two agree in their codes except where a float32 sum falls on a rounding
-boundary. Quantization-aware training is LSQ: every step size, of weights per output channel and of activations per
-tensor, is a parameter.
+boundary. Steps, of weights per output channel and of activations per tensor, are trained as the method says that
+methods.py names: LSQ, PACT or DoReFa. All of them freeze to the same kind of integer graph.
 
 Batch norm: it stays a batch norm while training starts (weights are quantized before it, see ConvStep), and
 ``freeze_bn`` changes to the folded form with fixed statistics for the last epochs. Of the variants tried in the
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from hce_engine.graph import Graph
 from hce_engine.training.graph_module import Apply, attach, function_of, require_float_member
 
-from .layout import Layout, Step, layout
+from .layout import EDGE_BITS, Layout, Step, layout
+from .methods import Method, method_of
 from .quantizer import Quantizer
 from .steps import AddStep, ConvStep, HeadStep, MoveStep, PixelStep, PoolStep, RecodeStep, Requantized, Value
 from .units import Pixels
@@ -33,7 +34,7 @@ from .units import Pixels
 M = TypeVar("M", bound=nn.Module)
 
 
-def _module(step: Step, plan: Layout) -> nn.Module:
+def _module(step: Step, plan: Layout, method: Method) -> nn.Module:
     if step.kind == "pixels":
         pixels = _pixels(plan)
         return PixelStep(plan, pixels.zero, pixels.unit)
@@ -41,11 +42,12 @@ def _module(step: Step, plan: Layout) -> nn.Module:
         function = function_of(step.node)
         assert function is not None, step.node.op
         return Apply(function)
+    if step.kind == "move":
+        return MoveStep(step)
     kinds = {
-        "conv": ConvStep, "add": AddStep, "pool": PoolStep, "recode": RecodeStep, "concat": RecodeStep, "move": MoveStep,
-        "head": HeadStep,
+        "conv": ConvStep, "add": AddStep, "pool": PoolStep, "recode": RecodeStep, "concat": RecodeStep, "head": HeadStep,
     }
-    return kinds[step.kind](step)
+    return kinds[step.kind](step, method)
 
 
 def _pixels(plan: Layout) -> Pixels:
@@ -56,23 +58,29 @@ def _pixels(plan: Layout) -> Pixels:
 class QuantModule(nn.Module):
     """The fake-quantized twin of a float graph with one member.
 
-    graph: unfolded (batch norms stay trainable) or lowered.  w_bits, a_bits: 2 to 8; the first and last layer and the
-    residual stream have 8.  input_range: range of the values of a float32 image; uint8 pixels need none.
+    graph: unfolded (batch norms stay trainable) or lowered.  w_bits, a_bits: 2 to 8.  method: ``lsq``, ``pact`` or
+    ``dorefa`` (methods.py).  edge_bits: of the weights of the first and last layer and of the last one's input, 2 to 8; the
+    pixels and the residual stream have 8.  input_range: range of the values of a float32 image; uint8 pixels need none.
 
     forward(x): images as GraphModule takes them -> float32 logits ``(N, classes)``. ``state_dict`` is the checkpoint; its
     keys are node names. Fresh step sizes are placeholders: call ``calibrate`` first.
-    Raises UnsupportedError for a node without an integer form, InputError for widths out of range.
+    Raises UnsupportedError for a node without an integer form, InputError for widths out of range or an unknown method.
     """
 
-    def __init__(self, graph: Graph, w_bits: int, a_bits: int, *, input_range: tuple[float, float] = (0.0, 1.0)) -> None:
+    def __init__(
+        self, graph: Graph, w_bits: int, a_bits: int, *, method: str = "lsq", edge_bits: int = EDGE_BITS,
+        input_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
         super().__init__()
+        grids = method_of(method)
         self.graph = require_float_member(graph, "QuantModule")
-        self.layout = layout(graph, w_bits, a_bits, input_range)
+        self.layout = layout(graph, w_bits, a_bits, edge_bits=edge_bits, input_range=input_range)
+        self.w_bits, self.a_bits, self.edge_bits, self.method = w_bits, a_bits, edge_bits, method
         position = {step.name: i for i, step in enumerate(self.layout.steps)}
         self.output = position[self.layout.output]
         steps: list[tuple[Step, nn.Module, tuple[int, ...]]] = []
         for step in self.layout.steps:
-            module = _module(step, self.layout)
+            module = _module(step, self.layout, grids)
             attach(self, step.name, module)
             steps.append((step, module, tuple(position[name] for name in step.inputs)))
         self._steps = tuple(steps)

@@ -1,13 +1,23 @@
-"""Uniform quantizers with learned step sizes, and the searches that initialise them.
+"""Grids of activations: one step per tensor, learned as LSQ or PACT learn it, or fixed as DoReFa fixes it.
 
-LSQ (Esser et al., "Learned Step Size Quantization", ICLR 2020): v_hat = s * round(clip(v / s, lo, hi)); the gradient
-passes the rounding straight through, so that d v_hat / d s is round(v/s) - v/s inside the range and lo or hi outside.
-The gradient of s is scaled by 1 / sqrt(N * hi), N the number of values that share it (of one image, for activations).
-Autograd derives all of it from ``round_ste``.
+All three round v to s * q with q = round(clip(v / s, lo, hi)), so that all freeze to the same integers; zero is a code,
+because padded pixels, pruned channels and the output of a ReLU are zeros. They differ in what s learns from, g being
+the gradient that arrives:
+
+    LSQ     Esser et al., "Learned Step Size Quantization", ICLR 2020. d/ds = g (q - v/s) inside the range, g lo or g hi
+            outside, times 1 / sqrt(N hi), N the number of values of one image.
+    PACT    Choi et al., "PACT: Parameterized Clipping Activation", arXiv 1805.06085. The parameter is the clip
+            alpha = s hi; d/dalpha = g where v >= alpha and 0 inside: only clipped values pull. The paper clips ReLUs from 0
+            to alpha; a signed tensor is clipped at alpha lo / hi below as well, with d/dalpha = g lo / hi there.
+    DoReFa  Zhou et al., arXiv 1606.06160. No gradient. The paper's range is [0, 1], for networks that are trained
+            from scratch behind that clip; a trained network does not live in [0, 1], so the range is what calibration found.
+
+Autograd derives the first from ``round_ste``; the second adds what cancels the rounding error's share of the gradient.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import prod
 
@@ -15,10 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from .layout import Codes
+from .scales import SCALE_FLOOR, SEARCHES
 
-SCALE_FLOOR = 2.0**-40  # keeps the scale of a channel or tensor that is zero everywhere positive
-_SEARCH_STEPS = 64
 _SAMPLE = 1 << 18  # values that a search looks at, per tensor
+
+Rounding = Callable[[Tensor], Tensor]
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -37,8 +48,8 @@ def positive(step: Tensor, gradient_scale: float) -> Tensor:
     return (s - s * gradient_scale).detach() + s * gradient_scale
 
 
-class Quantizer(nn.Module):
-    """The grid of one tensor of activations: codes minus zero point, in [lo, hi], times one learned step.
+class Quantizer(nn.Module, ABC):
+    """The grid of one tensor of activations: codes minus zero point, in [lo, hi], times one step.
 
     The real clamp [low, high] of the tensor becomes a bound on codes, round(low / s) and round(high / s): rounding is
     monotone, so clamping codes there equals clamping values first.
@@ -46,69 +57,96 @@ class Quantizer(nn.Module):
 
     def __init__(self, codes: Codes) -> None:
         super().__init__()
-        self.step = nn.Parameter(torch.tensor(1.0))
         self.lo, self.hi = -codes.zero_point, (1 << codes.bits) - 1 - codes.zero_point
         self.low, self.high = codes.low, codes.high
         self.gradient_scale = (prod(codes.shape) * self.hi) ** -0.5
 
+    @abstractmethod
     def scale(self) -> Tensor:
-        return positive(self.step, self.gradient_scale)
+        """The step: positive, float32, a scalar tensor."""
+
+    @abstractmethod
+    def set_scale(self, scale: Tensor) -> None:
+        """Makes ``scale`` the step, without a gradient."""
+
+    def rounded(self, u: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
+        """``u``, in units of the step, on integers, with the gradient that the method gives to rounding."""
+        return rounding(u)
 
     def bounds(self, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest and largest code minus zero point."""
-        low, high = scale.new_tensor(self.lo), scale.new_tensor(self.hi)
+        low, high = torch.full_like(scale, self.lo), torch.full_like(scale, self.hi)
         if self.low is not None:
-            low = torch.maximum(low, round_ste(self.low / scale))
+            low = torch.maximum(low, self.rounded(self.low / scale, scale, round_ste))
         if self.high is not None:
-            high = torch.minimum(high, round_ste(self.high / scale))
+            high = torch.minimum(high, self.rounded(self.high / scale, scale, round_ste))
         return low, high
 
-    def forward(self, u: Tensor, scale: Tensor, rounding: Callable[[Tensor], Tensor] = round_ste) -> Tensor:
+    def forward(self, u: Tensor, scale: Tensor, rounding: Rounding = round_ste) -> Tensor:
         """Codes minus zero point of the values ``u`` (in units of the step)."""
         if self.low is None and self.high is None:
-            return rounding(u.clamp(self.lo, self.hi))
+            return self.rounded(u.clamp(self.lo, self.hi), scale, rounding)
         low, high = self.bounds(scale)
-        return rounding(torch.minimum(torch.maximum(u, low), high))
+        return self.rounded(torch.minimum(torch.maximum(u, low), high), scale, rounding)
 
     @torch.no_grad()
-    def fit(self, real: Tensor, method: str) -> None:
+    def fit(self, real: Tensor, search: str) -> None:
         """Sets the step for the values ``real`` by one of SEARCHES."""
         values = real.flatten()
         values = values[:: max(1, values.numel() // _SAMPLE)]
         low = max((v for v in (self.low, None if self.lo else 0.0) if v is not None), default=None)
         if low is not None or self.high is not None:
             values = values.clamp(low, self.high)
-        self.step.copy_(SEARCHES[method](values[None], self.lo, self.hi)[0])
+        self.set_scale(SEARCHES[search](values[None], self.lo, self.hi)[0])
 
 
-def min_max_scale(rows: Tensor, lo: int, hi: int) -> Tensor:
-    """The smallest scale that clips nothing, one per row."""
-    top, bottom = rows.amax(1) / hi, (rows.amin(1) / lo if lo else torch.zeros_like(rows[:, 0]))
-    return torch.maximum(top, bottom).clamp_min(SCALE_FLOOR)
+class LearnedStep(Quantizer):
+    """LSQ: the step is the parameter."""
+
+    def __init__(self, codes: Codes) -> None:
+        super().__init__(codes)
+        self.step = nn.Parameter(torch.tensor(1.0))
+
+    def scale(self) -> Tensor:
+        return positive(self.step, self.gradient_scale)
+
+    @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        self.step.copy_(scale)
 
 
-def mse_scale(rows: Tensor, lo: int, hi: int) -> Tensor:
-    """The scale of least squared error, one per row: a grid of fractions of the min-max scale, then once finer."""
-    full = torch.maximum(min_max_scale(rows, lo, hi), rows.abs().amax(1) / hi)
+class LearnedClip(Quantizer):
+    """PACT: the parameter is the largest real value, ``clip`` = step * hi. The paper decays it (L2); an optimizer may."""
 
-    def best(candidates: Tensor) -> Tensor:  # [rows, n] -> [rows]
-        errors = []
-        for s in candidates.T:
-            s = s[:, None]
-            errors.append(((rows / s).clamp(lo, hi).round() * s - rows).square().mean(1))
-        return candidates.gather(1, torch.stack(errors, 1).argmin(1, keepdim=True))[:, 0]
+    def __init__(self, codes: Codes) -> None:
+        super().__init__(codes)
+        self.clip = nn.Parameter(torch.tensor(float(self.hi)))
 
-    steps = torch.linspace(1.0 / _SEARCH_STEPS, 1.0, _SEARCH_STEPS, device=rows.device)
-    coarse = best((full[:, None] * steps).clamp_min(SCALE_FLOOR))
-    fine = torch.linspace(-0.75, 0.75, 13, device=rows.device) / _SEARCH_STEPS
-    return best((coarse[:, None] + full[:, None] * fine).clamp_min(full[:, None] / (4 * _SEARCH_STEPS)).clamp_min(SCALE_FLOOR))
+    def scale(self) -> Tensor:
+        return (self.clip.abs() / self.hi).clamp_min(SCALE_FLOOR)
 
+    @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        self.clip.copy_(scale * self.hi)
 
-def lsq_scale(rows: Tensor, lo: int, hi: int) -> Tensor:
-    """The initial step of LSQ, 2 mean|v| / sqrt(hi), one per row."""
-    return (2 * rows.abs().mean(1) / hi**0.5).clamp_min(SCALE_FLOOR)
+    def rounded(self, u: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
+        """Of s * round(v / s), d/ds is 0: to LSQ's gradient, d round(u) / ds = -u / s, -(round(u) - u) / s is added."""
+        codes = rounding(u)
+        return codes + (codes - u).detach() * (1 - scale / scale.detach())
 
 
-SEARCHES: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "mse": mse_scale, "min-max": min_max_scale, "lsq": lsq_scale,
-}
+class FixedRange(Quantizer):
+    """DoReFa: the step is what calibration set, and is not trained."""
+
+    step: Tensor
+
+    def __init__(self, codes: Codes) -> None:
+        super().__init__(codes)
+        self.register_buffer("step", torch.tensor(1.0))
+
+    def scale(self) -> Tensor:
+        return self.step.clamp_min(SCALE_FLOOR)
+
+    @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        self.step.copy_(scale)

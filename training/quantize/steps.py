@@ -20,11 +20,13 @@ from hce_engine.graph import Node
 from hce_engine.training.graph_module import batch_norm, function_of
 
 from .layout import Layout, Step
-from .quantizer import SCALE_FLOOR, SEARCHES, Quantizer, floor_half_ste, positive, round_ste
+from .methods import Method
+from .quantizer import Quantizer, floor_half_ste, round_ste
+from .scales import SCALE_FLOOR
+from .weights import Weights
 
 Value = tuple[Tensor, Tensor]  # codes minus zero point, scale
 _BIAS_LIMIT = 2.0**26  # codes of a folded bias; leaves int32 room for any sum of fewer than 65,000 products
-_CONSTANT_CODE = 64  # the weight of a constant 1x1 convolution: its bias is then in 1/64 of an input code
 
 
 class PixelStep(nn.Module):
@@ -76,44 +78,6 @@ class Requantized(nn.Module, ABC):
         return self.quantizer(u, scale), scale
 
 
-class Weights(nn.Module):
-    """A weight with one learned step per output channel, and the codes it stands for."""
-
-    weight: Tensor
-    weight_step: Tensor
-
-    def init_weights(self, weight: Tensor, bits: int, constant: bool = False) -> None:
-        self.w_lo, self.w_hi = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-        self.w_gradient_scale = (weight.numel() * self.w_hi) ** -0.5
-        step = weight.flatten(1).abs().amax(1)
-        if constant:
-            self.register_buffer("weight", weight, persistent=False)
-            self.register_buffer("weight_step", step / _CONSTANT_CODE, persistent=False)
-        else:
-            self.weight = nn.Parameter(weight)
-            self.weight_step = nn.Parameter((step / self.w_hi).clamp_min(SCALE_FLOOR))
-        self.constant = constant
-
-    def weight_scale(self) -> Tensor:
-        return positive(self.weight_step, self.w_gradient_scale)
-
-    def real_weight(self) -> Tensor:
-        """The float weight on input codes."""
-        return self.weight
-
-    def round_weight(self, factor: Tensor) -> Tensor:
-        """Codes of real_weight * factor[o], factor in units of 1/step."""
-        w = self.real_weight()
-        return round_ste((w * factor.view(-1, *[1] * (w.ndim - 1))).clamp(self.w_lo, self.w_hi))
-
-    @torch.no_grad()
-    def fit_weights(self, method: str) -> None:
-        """Sets the steps by one of SEARCHES (constant weights keep theirs)."""
-        if not self.constant:
-            rows = self.real_weight().flatten(1)
-            self.weight_step.copy_(SEARCHES[method](rows, self.w_lo, self.w_hi))
-
-
 class ConvStep(Requantized, Weights):
     """conv2d with its batch norm: codes of weights times codes of activations, summed, times one factor per channel.
 
@@ -132,7 +96,7 @@ class ConvStep(Requantized, Weights):
 
     pixel_scale: Tensor | None
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, method: Method) -> None:
         super().__init__()
         a, node = step.node.attrs, step.node
         groups, weight = a["groups"], torch.from_numpy(node.params["weight"].copy())
@@ -144,20 +108,20 @@ class ConvStep(Requantized, Weights):
         self.register_buffer("pixel_scale", scale, persistent=False)
         if step.constant and scale is not None:
             weight, self.pixel_scale = weight * scale, None
-        self.init_weights(weight, step.bits[0], step.constant)
+        self.init_weights(weight, step.bits[0], tanh=method.tanh_weights, constant=step.constant)
         self.norm = None if step.norm is None else batch_norm(_as_map(step.norm))
         bias = torch.from_numpy(node.params["bias"].copy())
         self.bias = nn.Parameter(bias) if step.norm is None or bool(bias.any()) else None
         self.geometry = (tuple(a["stride"]), tuple(a["padding"]), tuple(a["dilation"]), groups)
         assert step.codes is not None
-        self.quantizer = Quantizer(step.codes)
+        self.quantizer = method.activations(step.codes)
 
-    def real_weight(self) -> Tensor:
+    def latent_weight(self) -> Tensor:
         return self.weight if self.pixel_scale is None else self.weight * self.pixel_scale
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Factor and offset per output channel that follow the convolution, from the running statistics."""
-        zero = self.weight_step.new_zeros(self.weight_step.shape)
+        zero = self.weight.new_zeros(len(self.weight))
         bias = zero if self.bias is None else self.bias
         if self.norm is None:
             return zero + 1, bias
@@ -224,10 +188,10 @@ def _as_map(node: Node) -> Node:
 class AddStep(Requantized):
     """The sum of two streams of codes."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, method: Method) -> None:
         super().__init__()
         assert step.codes is not None
-        self.quantizer = Quantizer(step.codes)
+        self.quantizer = method.activations(step.codes)
 
     def terms(self, inputs: list[Value]) -> list[Value]:
         return inputs
@@ -236,8 +200,8 @@ class AddStep(Requantized):
 class PoolStep(AddStep):
     """Average pooling: the integer sum of a window, times scale / count."""
 
-    def __init__(self, step: Step) -> None:
-        super().__init__(step)
+    def __init__(self, step: Step, method: Method) -> None:
+        super().__init__(step, method)
         a = step.node.attrs
         whole = step.node.op == "global_avg_pool"
         self.window = None if whole else (tuple(a["kernel"]), tuple(a["stride"]), tuple(a["padding"]))
@@ -279,9 +243,9 @@ def recode_factor(ratio: Tensor) -> Tensor:
 class HeadStep(Weights):
     """The last linear: float logits = sum * (s_w[o] * s_in) + bias[o]."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, method: Method) -> None:
         super().__init__()
-        self.init_weights(torch.from_numpy(step.node.params["weight"].copy()), step.bits[0])
+        self.init_weights(torch.from_numpy(step.node.params["weight"].copy()), step.bits[0], tanh=method.tanh_weights)
         self.bias = nn.Parameter(torch.from_numpy(step.node.params["bias"].copy()))
 
     def forward(self, value: Value) -> Tensor:
