@@ -16,6 +16,10 @@ from .errors import InputError
 from .graph import Node, TensorSpec
 
 UINT8_NHWC, FLOAT32_NCHW = "uint8_nhwc", "float32_nchw"
+IMAGENET = "imagenet-center-crop"
+# How image files are brought to (H, W): other sizes are an error; distorted; scaled until they just cover it, the middle
+# cut out; scaled until they cover 256/224 of it, the middle cut out (what ImageNet accuracies are measured with).
+RESIZES = ("none", "squash", "shorter-side-center-crop", IMAGENET)
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,7 @@ class InputSpec:
 
     shape: (C, H, W) whatever the memory layout.  mean, std: one per channel, in units of the value (pixels: of 0..1).
     low, high: range of float32 values; (0, 1) for pixels.
-    resize: how ``hce run`` brings image files to (H, W): ``none`` (other sizes are an error), ``squash``, or
-    ``shorter-side-center-crop``.
+    resize: how image files are brought to (H, W), one of :data:`RESIZES`.
     """
 
     kind: str
@@ -52,8 +55,8 @@ class InputSpec:
             raise refuse("low < high", (self.low, self.high))
         if self.kind == UINT8_NHWC and (self.low, self.high) != (0.0, 1.0):
             raise refuse("the range (0, 1) for pixels", (self.low, self.high))
-        if self.resize not in ("none", "squash", "shorter-side-center-crop"):
-            raise refuse("resize none, squash or shorter-side-center-crop", repr(self.resize))
+        if self.resize not in RESIZES:
+            raise refuse("resize " + ", ".join(RESIZES), repr(self.resize))
 
     @property
     def array_shape(self) -> tuple[int, ...]:

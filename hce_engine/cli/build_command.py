@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @click.option("--size", type=click.IntRange(min=1), help="Height and width of the images; default: the architecture's.")
 @click.option("--mean", help="Per channel, in 0..1, separated by commas; default: the architecture's own.")
 @click.option("--std", help="Per channel, in 0..1, separated by commas; default: the architecture's own.")
-@click.option("--resize", type=click.Choice(["none", "squash", "shorter-side-center-crop"]),
-              help="How `hce run` brings image files to the size.")
+@click.option("--resize", help="How image files are brought to the size.",
+              type=click.Choice(["none", "squash", "shorter-side-center-crop", "imagenet-center-crop"]))
 @click.option("--no-reference", is_flag=True, help="Leave the unpruned original out of the file.")
 @common
 def command(
@@ -101,28 +101,28 @@ def _from_run(
                          got="some", fix="leave them out: a run knows its own")
     run = members_of(source)
     images, _ = _sample(data, run.input)
-    members = {name: graph for name, graph in run.members.items() if not (no_reference and name == "o")}
+    reference = "o" if run.roles["o"] == "reference" and not no_reference else None
+    members = {name: graph for name, graph in run.members.items() if run.roles[name] == "vote" or name == reference}
     return build(
-        members, run.input, path=out, reference=None if no_reference else "o", images=images, classes=run.classes,
+        members, run.input, path=out, reference=reference, images=images, classes=run.classes,
         reference_flops=member_costs(run.members["o"])["o"].flops_paper, provenance=run.provenance,
         accuracy=run.accuracy, device=device,
     )
 
 
 def _sample(data: Path | None, spec: InputSpec) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """The first images of ``data`` for verification, and its class names."""
+    """Images of ``data`` for verification, spread over the set (folders are often sorted by class); its class names."""
     if data is None:
         return None, None
     import numpy as np
 
     from ..builder import SAMPLES
-    from ..images import load_labelled
+    from ..images import open_labelled
     from ..images.files import to_input
 
-    labelled = load_labelled(data, "test", spec=spec)
-    # Spread over the set: folders are often sorted by class.
-    chosen = np.unique(np.linspace(0, len(labelled.labels) - 1, SAMPLES).astype(np.int64))
-    return to_input(labelled.images[chosen], spec), labelled.class_names
+    source = open_labelled(data, "test", spec=spec)
+    chosen = np.unique(np.linspace(0, len(source.labels) - 1, SAMPLES).astype(np.int64))
+    return to_input(source.take(chosen), spec), source.class_names
 
 
 def _show(out: Path, result: Artifact) -> None:

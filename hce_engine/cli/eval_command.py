@@ -39,21 +39,22 @@ def command(
 
     keep_inputs((json_path,), (model, data))
     engine = load(model, device=device, threads=threads)
-    labelled = images.load_labelled(data, split, spec=engine.input, skip_bad=skip_bad)
+    labelled = images.open_labelled(data, split, spec=engine.input, skip_bad=skip_bad)
     graph = engine.artifact.graph
     classes = graph[graph.voters[0].output].spec.shape[0]
-    if len(labelled.labels) and int(labelled.labels.max()) >= classes:
+    if int(labelled.labels.max()) >= classes:
         raise DataError(f"data {data}", expected=f"labels below {classes}, the classes of {model}",
                         got=f"label {int(labelled.labels.max())}", fix="evaluate on the data the model was trained for")
     parts: dict[str, list[Any]] = {}
+    labels: list[Any] = []
     with progress_bar("evaluating", len(labelled.labels)) as bar:
-        for start in range(0, len(labelled.labels), batch):
-            chunk = to_input(labelled.images[start : start + batch], engine.input)
-            for name, logits in engine.members(chunk).items():
+        for pixels, some in labelled.batches(batch):
+            for name, logits in engine.members(to_input(pixels, engine.input)).items():
                 parts.setdefault(name, []).append(np.asarray(logits))
-            bar.advance(len(chunk))
+            labels.append(some)
+            bar.advance(len(some))
     voters = [m.name for m in graph.voters]
-    result = evaluate_logits({k: np.concatenate(v) for k, v in parts.items()}, labelled.labels, voters)
+    result = evaluate_logits({k: np.concatenate(v) for k, v in parts.items()}, np.concatenate(labels), voters)
     if str(json_path) != "-":
         _show(model, data, split, result)
     for name, reason in labelled.skipped:

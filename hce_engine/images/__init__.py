@@ -4,7 +4,7 @@ Understood are the CIFAR-10 and CIFAR-100 *binary* folders, folders of image fil
 format that can hold code is read: Python pickles, and numpy arrays of objects, are refused.
 """
 
-from .labelled import Labelled, load_labelled
+from .labelled import Labelled, LabelledSource, load_labelled, open_labelled
 from .source import ImageSource, Skipped, open_images
 
-__all__ = ["ImageSource", "Labelled", "Skipped", "load_labelled", "open_images"]
+__all__ = ["ImageSource", "Labelled", "LabelledSource", "Skipped", "load_labelled", "open_images", "open_labelled"]

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError, InputError
-from ..preprocess import InputSpec
+from ..preprocess import IMAGENET, InputSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -36,12 +36,11 @@ def image_files(folder: Path) -> list[str]:
     )
 
 
-def read_image(path: Path, channels: int, spec: InputSpec | None = None) -> np.ndarray:
-    """Pixels uint8 ``(H, W, channels)``: RGB for 3, grey for 1; transparency is dropped, of several frames the first counts.
+def open_image(path: Path, channels: int) -> Image.Image:
+    """The decoded image, RGB for 3 channels, grey for 1; transparency is dropped, of several frames the first counts.
 
-    spec: bring the image to its (H, W) by its resize rule (bilinear, antialiased). ``shorter-side-center-crop`` scales
-    until the image just covers (H, W), then cuts the middle out. Raises DataError for a file that is unreadable, has
-    more than 8 bits per channel, or has another size where the rule is ``none``; InputError for other channel counts.
+    Raises DataError for a file that is unreadable or has more than 8 bits per channel, InputError for other channel
+    counts.
     """
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:
@@ -55,10 +54,19 @@ def read_image(path: Path, channels: int, spec: InputSpec | None = None) -> np.n
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {_PIXEL_LIMIT >> 20} million")
             if image.mode in _WIDE_MODES:
                 raise ValueError(f"mode {image.mode}, which has more than 8 bits per channel")
-            pixels = image.convert(mode)
+            return image.convert(mode)
     except Exception as error:  # decoders raise whatever their damaged input leads them to
         raise DataError(f"image {path}", expected="a readable 8-bit image", got=str(error)[:200] or type(error).__name__,
                         fix="remove or replace the file, or skip such files with --skip-bad") from None
+
+
+def read_image(path: Path, channels: int, spec: InputSpec | None = None) -> np.ndarray:
+    """Pixels uint8 ``(H, W, channels)``, as :func:`open_image` decodes them.
+
+    spec: bring the image to its (H, W) by its resize rule (preprocess.RESIZES; bilinear, antialiased). Raises DataError
+    also for an image of another size where the rule is ``none``.
+    """
+    pixels = open_image(path, channels)
     if spec is not None:
         pixels = _fit(pixels, spec, path)
     return np.asarray(pixels, np.uint8).reshape(pixels.height, pixels.width, channels)
@@ -66,6 +74,8 @@ def read_image(path: Path, channels: int, spec: InputSpec | None = None) -> np.n
 
 def _fit(image: Image.Image, spec: InputSpec, path: Path) -> Image.Image:
     _, h, w = spec.shape
+    if spec.resize == IMAGENET:
+        return _centre(_cover(image, round(w * 256 / 224), round(h * 256 / 224)), w, h)
     if image.size == (w, h):
         return image
     if spec.resize == "none":
@@ -73,10 +83,22 @@ def _fit(image: Image.Image, spec: InputSpec, path: Path) -> Image.Image:
                         fix="resize the images, or build the model with a resize rule")
     if spec.resize == "squash":
         return image.resize((w, h), Image.Resampling.BILINEAR)
-    factor = max(w / image.width, h / image.height)
-    wide, high = max(w, round(image.width * factor)), max(h, round(image.height * factor))
-    left, top = (wide - w) // 2, (high - h) // 2
-    return image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + w, top + h))
+    return _centre(_cover(image, w, h), w, h)
+
+
+def _cover(image: Image.Image, w: int, h: int) -> Image.Image:
+    """Scaled until it just covers w x h; the side that is longer than that is rounded down, as torchvision does."""
+    if w * image.height >= h * image.width:
+        size = (w, w * image.height // image.width)
+    else:
+        size = (h * image.width // image.height, h)
+    return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
+
+
+def _centre(image: Image.Image, w: int, h: int) -> Image.Image:
+    """The middle w x h pixels; half pixels of the margins are rounded to even, as torchvision does."""
+    left, top = round((image.width - w) / 2), round((image.height - h) / 2)
+    return image.crop((left, top, left + w, top + h))
 
 
 def to_input(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:

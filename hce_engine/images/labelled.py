@@ -1,10 +1,11 @@
-"""Labelled images in memory, from any of the three kinds of data."""
+"""Labelled images from any of the three kinds of data: batch by batch, or all of them in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -12,45 +13,79 @@ from ..errors import DataError
 from ..preprocess import InputSpec
 from .arrays import ZippedRows, npz_names, whole
 from .cifar import find_cifar
-from .files import image_files, read_image
+from .class_folders import LabelledFiles, find_class_folders
+from .source import Skipped
 
 SPLITS = ("train", "test")
 _CLASS_LIMIT = 1 << 20
+_AT_ONCE = 1024  # images that are joined at a time
+
+
+class LabelledSource(Protocol):
+    """Labelled images that are decoded as they are asked for.
+
+    labels: int64 ``(N,)``, indices into ``class_names``, of all images.  source: what is read, in words.  skipped: image
+    files that :meth:`batches` has left out so far, on request.
+    """
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def skipped(self) -> Sequence[Skipped]: ...
+
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images uint8 ``(n, H, W, C)`` and labels int64 ``(n,)``, ``size`` at a time, the last batch shorter."""
+        ...
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The images of these numbers, uint8 ``(n, H, W, C)``."""
+        ...
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """images: uint8 ``(N, H, W, C)``, contiguous; labels: int64 ``(N,)``, indices into ``class_names``.
-
-    source: what was read, in words. skipped: ``(file, reason)`` of images left out on request.
-    """
+    """A :class:`LabelledSource` in memory. images: uint8 ``(N, H, W, C)``, contiguous."""
 
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
     source: str
-    skipped: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(self), size):
+            yield self.images[start : start + size], self.labels[start : start + size]
 
-def load_labelled(
+    def take(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        return self.images[np.asarray(indices)]
+
+
+def open_labelled(
     path: str | Path, split: str = "test", *, spec: InputSpec | None = None, skip_bad: bool = False
-) -> Labelled:
-    """The labelled images of one split (``train`` or ``test``) of a data set on disk.
+) -> LabelledSource:
+    """The labelled images of one split (``train`` or ``test``) of a data set on disk; folders of files are not read yet.
 
     path is one of
     - a CIFAR-10 or CIFAR-100 binary folder, or the folder that holds it;
-    - a folder with one sub-folder of images per class, directly or below ``train/`` and ``test/``. Classes are the
-      sub-folders in sorted order; without ``train/`` and ``test/`` the same images serve for either split. Images must
-      have one size unless ``spec`` brings them to its own by its resize rule;
+    - a folder with one sub-folder of images per class, directly, or below ``train/`` and ``test/`` (or ``val/``). Classes
+      are the sub-folders in sorted order; without such folders the same images serve for either split. Images must have
+      one size unless ``spec`` brings them to its own by its resize rule;
     - a ``.npz`` with ``x_train, y_train, x_test, y_test``, or ``train_images, train_labels, ...``, or ``images, labels``
       (which serve for either split). Images uint8 ``(N, H, W, C)`` or ``(N, H, W)``, labels integers ``(N,)`` or
       ``(N, 1)`` from 0; ``class_names``, an array of text, is optional.
 
     skip_bad: leave image files that are unreadable or of the wrong size for ``spec`` out and list them in ``skipped``.
-    Raises DataError that names the file and what is wrong with it.
+    Raises DataError that names the file and what is wrong with it, for image files as they are read.
     """
     path = Path(path)
     if split not in SPLITS:
@@ -63,41 +98,18 @@ def load_labelled(
     if cifar is not None:
         images, labels = cifar.load(split)
         return Labelled(images, labels, cifar.class_names(), f"CIFAR-{cifar.classes} {split} in {cifar.folder}")
-    return _from_folder(path, split, spec, skip_bad)
+    return LabelledFiles(find_class_folders(path, split), spec, skip_bad)
 
 
-def _from_folder(path: Path, split: str, spec: InputSpec | None, skip_bad: bool) -> Labelled:
-    split_up = all((path / name).is_dir() for name in SPLITS)
-    root = path / split if split_up else path
-    files = image_files(root)
-    loose = [name for name in files if "/" not in name]
-    if loose or not files:
-        raise DataError(f"data {root}", expected="one sub-folder of images per class",
-                        got=f"{loose[0]} outside of any" if loose else "no image files",
-                        fix="put the images of each class into a folder named after it")
-    class_names = tuple(sorted({name.split("/", 1)[0] for name in files}))
-    index = {name: i for i, name in enumerate(class_names)}
-    channels = spec.shape[0] if spec else 3
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    skipped: list[tuple[str, str]] = []
-    for name in files:
-        try:
-            image = read_image(root / name, channels, spec)
-        except DataError as error:
-            if not skip_bad:
-                raise
-            skipped.append((name, f"{error.got}, not {error.expected}"))
-            continue
-        if images and image.shape != images[0].shape:
-            raise DataError(f"image {root / name}", expected=f"{images[0].shape[:2]} pixels as in the first image",
-                            got=str(image.shape[:2]), fix="bring the images to one size, or use a model with a resize rule")
-        images.append(image)
-        labels.append(index[name.split("/", 1)[0]])
-    if not images:
-        raise DataError(f"data {root}", expected="at least one readable image", got=f"{len(skipped)} unreadable ones",
-                        fix="check the files")
-    return Labelled(np.stack(images), np.array(labels, np.int64), class_names, f"{len(images)} images in {root}", tuple(skipped))
+def load_labelled(
+    path: str | Path, split: str = "test", *, spec: InputSpec | None = None, skip_bad: bool = False
+) -> Labelled:
+    """What :func:`open_labelled` finds, all of it in memory."""
+    source = open_labelled(path, split, spec=spec, skip_bad=skip_bad)
+    if isinstance(source, Labelled):
+        return source
+    images, labels = zip(*source.batches(_AT_ONCE), strict=True)
+    return Labelled(np.concatenate(images), np.concatenate(labels), source.class_names, source.source, tuple(source.skipped))
 
 
 def _from_npz(path: Path, split: str) -> Labelled:

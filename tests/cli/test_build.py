@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import hce_engine as hce
 from hce_engine import artifact, builder
+from hce_engine.cli import build_command
 from hce_engine.errors import GraphError, InputError, VerificationError
-from hce_engine.preprocess import FLOAT32_NCHW, UINT8_NHWC, InputSpec
+from hce_engine.images import load_labelled
+from hce_engine.preprocess import FLOAT32_NCHW, RESIZES, UINT8_NHWC, InputSpec
 
 ARCH = "small_net_for_tests:factory"
 
@@ -71,6 +74,34 @@ def test_a_missing_folder_is_one_sentence(run_hce: Callable, checkpoint: Path, t
     assert result.code == 1
     assert "nowhere" in result.err
     assert "Traceback" not in result.err
+
+
+def test_every_resize_rule_can_be_chosen(run_hce: Callable) -> None:
+    choice = next(option for option in build_command.command.params if option.name == "resize").type
+    assert tuple(choice.choices) == RESIZES
+
+
+def test_image_folders_verify_and_evaluate(run_hce: Callable, checkpoint: Path, tmp_path: Path) -> None:
+    """ImageNet's layout: train/ is for training, val/ for everything else, each image cut by the model's rule."""
+    rng = np.random.default_rng(0)
+    for place, label in ((p, c) for p in ("train", "val") for c in "abcd"):
+        (tmp_path / "images" / place / label).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / place / label / f"{i}.jpeg")
+    (tmp_path / "images" / "train" / "a" / "0.jpeg").write_bytes(b"not looked at")
+    out, facts = tmp_path / "o.hce", tmp_path / "facts.json"
+    result = run_hce("build", checkpoint, "--arch", ARCH, "--size", 8, "--resize", "imagenet-center-crop", "-o", out,
+                     "--data", tmp_path / "images")
+    assert result.code == 0, result.err
+    loaded = artifact.load(out)
+    assert (loaded.classes, loaded.input.resize) == (("a", "b", "c", "d"), "imagenet-center-crop")
+    result = run_hce("eval", out, "--data", tmp_path / "images", "--batch", 5, "--json", facts)
+    assert result.code == 0, result.err
+    held_out = load_labelled(tmp_path / "images", "test", spec=loaded.input)
+    logits = hce.Engine(loaded, device="reference")(held_out.images)
+    found = json.loads(facts.read_text())
+    assert (found["total"], found["correct"]["o"]) == (12, int((logits.argmax(1) == held_out.labels).sum()))
 
 
 def test_a_difference_from_the_source_is_refused_and_leaves_nothing(

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from hce_engine.errors import DataError, InputError
-from hce_engine.images import load_labelled
+from hce_engine.images import load_labelled, open_labelled
 from hce_engine.preprocess import InputSpec
 
 
@@ -87,6 +87,44 @@ def test_image_folder_with_splits(photos: Path) -> None:
             (photos / "cat" / f"{i if split == 'train' else 3}.png").rename(photos / split / "x" / f"{i}.png")
     assert len(load_labelled(photos, "train")) == 3
     assert len(load_labelled(photos, "test")) == 1
+
+
+def test_val_stands_for_test_where_there_is_none(photos: Path) -> None:
+    for split, names in (("train", "012"), ("val", "3")):
+        for label in ("cat", "dog"):
+            (photos / split / label).mkdir(parents=True)
+            for name in names:
+                (photos / label / f"{name}.png").rename(photos / split / label / f"{name}.png")
+    assert len(load_labelled(photos, "train")) == 6
+    held_out = load_labelled(photos, "test")
+    assert held_out.labels.tolist() == [0, 1]
+    assert held_out.source.endswith("val")
+    (photos / "val").rename(photos / "test")
+    assert np.array_equal(load_labelled(photos, "test").images, held_out.images)
+
+
+def test_class_folders_are_decoded_as_they_are_asked_for(photos: Path) -> None:
+    (photos / "dog" / "1.png").write_bytes(b"")
+    data = open_labelled(photos, skip_bad=True)
+    assert data.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert not data.skipped
+    for _ in range(2):
+        parts = list(data.batches(3))
+        assert [len(images) for images, _ in parts] == [3, 3, 1]
+        assert np.concatenate([labels for _, labels in parts]).tolist() == [0, 0, 0, 0, 1, 1, 1]
+        assert [name for name, _ in data.skipped] == ["dog/1.png"]
+    assert np.array_equal(data.take([6, 0]), np.stack([np.asarray(Image.open(photos / n)) for n in ("dog/2.png", "cat/0.png")]))
+    with pytest.raises(DataError, match=r"dog/1\.png"):
+        data.take([5])
+    whole = open_labelled(photos, skip_bad=True)
+    assert np.array_equal(load_labelled(photos, skip_bad=True).images, np.concatenate([i for i, _ in whole.batches(100)]))
+
+
+def test_a_folder_without_any_readable_image(photos: Path) -> None:
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="8 unreadable"):
+        load_labelled(photos, skip_bad=True)
 
 
 def test_sizes_differ(photos: Path) -> None:

@@ -72,6 +72,19 @@ def test_resize_rules(tmp_path: Path) -> None:
         shown("none")
 
 
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 500), (224, 224), (40, 31)])
+def test_imagenet_rule_is_that_of_published_accuracies(tmp_path: Path, rng: np.random.Generator, width: int, height: int) -> None:
+    """The shorter side becomes 256, the longer one int(256 * longer / shorter); 224 from round(margin / 2) on."""
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
+    image.save(tmp_path / "i.png")
+    shorter = min(width, height)
+    scaled = image.resize((256 * width // shorter, 256 * height // shorter), Image.Resampling.BILINEAR)
+    top, left = round((scaled.height - 224) / 2), round((scaled.width - 224) / 2)
+    spec = InputSpec("uint8_nhwc", (3, 224, 224), (0.0,) * 3, (1.0,) * 3, resize="imagenet-center-crop")
+    shown = drain(open_images(tmp_path, spec), 1)[1][0]
+    assert np.array_equal(shown, np.asarray(scaled)[top : top + 224, left : left + 224])
+
+
 def test_a_single_image(photos: Path) -> None:
     names, images = drain(open_images(photos / "cat" / "3.png", PIXELS), 4)
     assert names == ["3.png"]

@@ -14,7 +14,7 @@ from functools import partial
 from torch import nn
 
 from hce_engine.errors import InputError
-from hce_engine.preprocess import UINT8_NHWC, InputSpec
+from hce_engine.preprocess import IMAGENET, UINT8_NHWC, InputSpec
 from hce_engine.training.models.checkpoint import load_checkpoint
 from hce_engine.training.models.mobilenet import MobileNetV2
 from hce_engine.training.models.resnet_cifar import CifarResNet
@@ -53,7 +53,7 @@ def _registry() -> dict[str, Arch]:
     def cifar(statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> InputSpec:
         return InputSpec(UINT8_NHWC, (3, 32, 32), *statistics)
 
-    imagenet = InputSpec(UINT8_NHWC, (3, 224, 224), *_IMAGENET, resize="shorter-side-center-crop")
+    imagenet = InputSpec(UINT8_NHWC, (3, 224, 224), *_IMAGENET, resize=IMAGENET)
     archs = []
     for depth in (20, 32, 44, 56, 110):
         archs.append(Arch(f"resnet{depth}", partial(_resnet, depth, "A"), cifar(_IMAGENET)))
