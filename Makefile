@@ -53,7 +53,7 @@ $(VENV)/.dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@$(PY) -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	    extra = project["optional-dependencies"]; \
-	    print("\n".join(project["dependencies"] + extra["dev"] + extra["demo"]))' > $(VENV)/requirements.txt
+	    print("\n".join(project["dependencies"] + extra["dev"] + extra["demo"] + extra["report"]))' > $(VENV)/requirements.txt
 	@echo "installing the versions of constraints.txt into $(VENV); this takes a few minutes, once"
 	$(PIP) install -q -c constraints.txt -r $(VENV)/requirements.txt
 	@touch $@

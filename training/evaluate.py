@@ -154,12 +154,15 @@ def pair_metrics(a: np.ndarray, b: np.ndarray, labels: np.ndarray, ensemble: np.
     return metrics
 
 
-def frozen_logits(graph: Graph, spec: InputSpec, images: np.ndarray) -> np.ndarray:
-    """float32 ``(N, classes)`` of a quantized single-member graph from its integers; images as ``spec`` says.
+def frozen_logits(graph: Graph, spec: InputSpec, images: np.ndarray, device: str = "auto") -> np.ndarray:
+    """float32 ``(N, classes)`` of a single-member graph as the engine runs it: of a quantized one from its integers, or
+    of a lowered float one. images as ``spec`` says.
 
-    The compiled back end and the plain one give the same bytes; the latter serves where nothing was compiled.
+    Of integers the compiled back end and the plain one give the same bytes; ``auto`` is the latter where nothing was
+    compiled.
     """
-    device = "cpu" if _native.available()[0] else "reference"
+    if device == "auto":
+        device = "cpu" if _native.available()[0] else "reference"
     return Engine(Artifact(graph, spec), device=device).members(images)[graph.members[0].name]
 
 
