@@ -19,11 +19,18 @@ from hce_engine.atomic import atomic_write
 from hce_engine.errors import CheckpointError, WriteError
 from hce_engine.graph import Graph, Member, Node, TensorSpec, verify
 
+from . import distributed
+
 GRAPH_FORMAT = 1
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replaces ``path`` by ``data`` in one step and makes its folder; raises WriteError, leaving the old file whole."""
+    """Replaces ``path`` by ``data`` in one step and makes its folder; raises WriteError, leaving the old file whole.
+
+    Of several processes that train one network only the first writes (training/distributed.py).
+    """
+    if not distributed.is_first():
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -7,14 +7,17 @@ that a checkpoint needs to repeat the epoch's batches exactly, from any step.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hce_engine.errors import DataError
+from hce_engine.errors import DataError, RecipeError
 from hce_engine.preprocess import UINT8_NHWC, InputSpec
+
+from . import distributed
 
 DIGITS_SIDE = 32
 
@@ -173,8 +176,13 @@ class Batch:
 class Batches:
     """The batches of one epoch, a pure function of the generator's state when :meth:`epoch` is called.
 
-    The last, smaller batch is kept unless it would hold a single image (batch norm needs two) or ``drop_last`` is set,
-    which keeps every batch of one shape for compiled networks.
+    The last, smaller batch is kept unless it would leave a process with a single image (batch norm needs two) or
+    ``drop_last`` is set, which keeps every batch of one shape for compiled networks.
+
+    variants: 0 draws new crops and flips in every epoch. K > 0 draws K for every image once, from ``variant_seed``, and
+    epochs choose among them, so that what depends on an image alone can be computed once.
+    share: (rank, processes). Of every batch this process yields the rank-th part; the parts together are the batch that
+    one process would see.
     """
 
     split: Split
@@ -182,29 +190,68 @@ class Batches:
     augmentation: Augmentation
     pad_code: Tensor
     drop_last: bool = False
+    variants: int = 0
+    variant_seed: int = 0
+    share: tuple[int, int] = field(default_factory=distributed.share)
+
+    def __post_init__(self) -> None:
+        processes = self.share[1]
+        if processes > 1 and min(self.batch_size, len(self.split)) < 2 * processes:
+            raise RecipeError("batches", expected=f"at least two images per process, {2 * processes}",
+                              got=str(min(self.batch_size, len(self.split))), fix="raise batch_size or start fewer processes")
 
     @property
     def steps(self) -> int:
         full, rest = divmod(len(self.split), self.batch_size)
-        return max(1, full + (rest > 1 and not self.drop_last))
+        return max(1, full + (rest >= 2 * self.share[1] and not self.drop_last))
 
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """The epoch's batches from step ``start`` on.
 
         The generator advances by the whole epoch at the first draw, whatever ``start`` is.
         """
-        n, pad = len(self.split), self.augmentation.padding
+        n, device = len(self.split), self.split.images.device
         order = torch.randperm(n, generator=generator)
-        offsets = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator)
-        flips = torch.rand(n, generator=generator) < 0.5
-        if not self.augmentation.flip:
-            flips.zero_()
-        device = self.split.images.device
+        if self.variants:
+            variant = torch.randint(0, self.variants, (n,), generator=generator)
+            offsets, flips = (table[variant, order] for table in self._table)
+            variant = variant.to(device)
+        else:
+            variant = None
+            offsets, flips = self._draw(generator, n)
         order, offsets, flips = order.to(device), offsets.to(device), flips.to(device)
         for step in range(start, self.steps):
-            rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            rows = self._rows(step)
             index = order[rows]
-            images = self.split.images[index]
-            if pad or self.augmentation.flip:
-                images = crop_and_flip(images, offsets[rows], flips[rows], pad, self.pad_code)
-            yield Batch(images.permute(0, 3, 1, 2), self.split.labels[index], index)
+            yield Batch(self._augmented(index, offsets[rows], flips[rows]), self.split.labels[index], index,
+                        None if variant is None else variant[rows])
+
+    def of_variant(self, variant: int) -> Iterator[Tensor]:
+        """All images in the split's order with fixed augmentation ``variant``: uint8 ``(B, C, H, W)``, whatever the share."""
+        device = self.split.images.device
+        offsets, flips = (table[variant].to(device) for table in self._table)
+        for index in torch.arange(len(self.split), device=device).split(self.batch_size):
+            yield self._augmented(index, offsets[index], flips[index])
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """Offsets ``(K, N, 2)`` and flips ``(K, N)`` of the fixed augmentations."""
+        n = len(self.split)
+        offsets, flips = self._draw(torch.Generator().manual_seed(self.variant_seed), self.variants * n)
+        return offsets.view(self.variants, n, 2), flips.view(self.variants, n)
+
+    def _draw(self, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+        offsets = torch.randint(0, 2 * self.augmentation.padding + 1, (count, 2), generator=generator)
+        flips = torch.rand(count, generator=generator) < 0.5
+        return offsets, flips & self.augmentation.flip
+
+    def _rows(self, step: int) -> slice:
+        first, last = step * self.batch_size, min((step + 1) * self.batch_size, len(self.split))
+        rank, processes = self.share
+        return slice(first + (last - first) * rank // processes, first + (last - first) * (rank + 1) // processes)
+
+    def _augmented(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
+        images = self.split.images[index]
+        if self.augmentation.padding or self.augmentation.flip:
+            images = crop_and_flip(images, offsets, flips, self.augmentation.padding, self.pad_code)
+        return images.permute(0, 3, 1, 2)

@@ -1,9 +1,9 @@
-"""The training loop: one step function, one schedule, and a state file from which a killed run goes on bit for bit.
+"""The training loop: epochs of steps (training/sgd.py), and a state file from which a killed run goes on bit for bit.
 
-A phase is ``epochs`` of SGD on one module. Its state (weights, momentum, position, the generator's state at the start
-of the epoch, the best weights so far) is written atomically every minute and after each epoch. Batches are a function
-of the generator's state alone (training/data.py), so an interrupted and resumed run makes the same steps as one that
-was left alone.
+A phase is ``epochs`` of SGD on one module. Its state (weights, momentum, moving average, position, the generator's state
+at the start of the epoch, the best weights so far) is written atomically every minute and after each epoch. Batches are
+a function of the generator's state alone (training/data.py), so an interrupted and resumed run makes the same steps as
+one that was left alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,55 +22,19 @@ from torch import Tensor, nn
 
 from hce_engine.errors import RecipeError
 
-from . import checkpoint
+from . import checkpoint, distributed
+from .cuda_graph import CapturedStep
 from .data import Batch, Batches, Split
+from .ema import MovingAverage
 from .progress import MetricsLog, TrainingProgress
 from .recipe import FitSection
+from .sgd import Loss as Loss
+from .sgd import Sgd, Update, learning_rate, step
 
-Loss = Callable[[Tensor, Batch], Tensor]  # (logits (B, classes), batch) -> scalar
 Score = Callable[[nn.Module], Mapping[str, float]]
 
-ONE_CYCLE_START, ONE_CYCLE_END = 0.1, 1e-3  # of the peak learning rate (arXiv 2006.11487, its published code)
-
-
-def learning_rate(options: FitSection, step: int, total: int) -> float:
-    """The rate of step ``step`` (from 0) of ``total``: see :class:`FitSection` for the schedules."""
-    warmup = round(options.warmup * total)
-    if options.schedule == "constant":
-        low, end = 0.0, 1.0
-    elif options.schedule == "one-cycle":
-        low, end = ONE_CYCLE_START, ONE_CYCLE_END
-    else:
-        low, end = 0.0, 0.0
-    if step < warmup:
-        return options.lr * (low + (1 - low) * (step + 1) / warmup)
-    share = (step - warmup) / max(1, total - warmup)
-    return options.lr * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-def optimizer_for(module: nn.Module, options: FitSection) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay on matrices and kernels only, not on biases, norms and step sizes."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
-    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0)
-
-
-def step(
-    forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, loss: Loss, batch: Batch, grad_clip: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """One update; returns the loss and the number of right predictions, both scalars that need no synchronisation."""
-    optimizer.zero_grad(set_to_none=True)
-    logits = forward(batch.images)
-    value = loss(logits, batch)
-    value.backward()
-    if grad_clip:
-        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], grad_clip)
-    optimizer.step()
-    return value.detach(), (logits.detach().argmax(1) == batch.labels).sum()
+STATE_FORMAT = 2  # of the state file; one of another format is of another phase
+SHOW_SECONDS = 0.1
 
 
 def forward_of(module: nn.Module, compile: bool, precision: str) -> Callable[[Tensor], Tensor]:
@@ -121,9 +87,12 @@ class _Position:
 class Phase:
     """All that one phase of training needs.
 
-    score: metrics on the hold-out after every epoch; the weights of the best ``select`` are kept (the last ones when
-    several are equal, or when score is None).  on_epoch(module, epoch): called before every epoch, also after a resume,
-    so it must depend on its arguments alone.  save_seconds: how much work a kill may cost at most.
+    score: metrics on the hold-out after every epoch, ``holdout`` among them; with ``options.select = best`` the weights
+    of its highest value are kept (the later ones when several are equal), otherwise, or when score is None, the last
+    ones. Weights are those of the moving average where there is one.
+    on_epoch(module, epoch): called before every epoch, also after a resume, so it must depend on its arguments alone.
+    after_step(module): see :class:`training.sgd.Update`.  after_epoch(module, epoch): called after the last step of
+    every epoch, before the network is scored and saved.  save_seconds: how much work a kill may cost at most.
     """
 
     name: str
@@ -137,8 +106,9 @@ class Phase:
     compile: bool = False
     precision: str = "fp32"
     score: Score | None = None
-    select: str = "holdout"
     on_epoch: Callable[[nn.Module, int], None] | None = None
+    after_step: Callable[[nn.Module], None] | None = None
+    after_epoch: Callable[[nn.Module, int], None] | None = None
     save_seconds: float = 60.0
 
 
@@ -147,71 +117,123 @@ def fit(module: nn.Module, phase: Phase) -> nn.Module:
 
     Raises RecipeError when the loss is no longer finite.
     """
-    options, batches = phase.options, phase.batches
-    generator = torch.Generator().manual_seed(phase.seed)
-    optimizer = optimizer_for(module, options)
-    position, rng = _Position(), generator.get_state()
-    best: dict[str, Any] = {"value": -math.inf, "module": None}
-    state = checkpoint.load(phase.state_path) if phase.state_path.exists() else {}
-    if state.get("phase") == phase.name:
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        position, rng, best = _Position(**state["position"]), state["rng"], state["best"]
-    phase.log.rewind(phase.name, position.epoch)
-
-    def save() -> None:
-        checkpoint.save(phase.state_path, {
-            "phase": phase.name, "module": module.state_dict(), "optimizer": optimizer.state_dict(),
-            "position": vars(position), "rng": rng, "best": best,
-        })
-
-    steps, total = batches.steps, batches.steps * options.epochs
-    phase.progress.phase(phase.name, total, position.epoch * steps + position.step)
-    forward = forward_of(module, phase.compile, phase.precision)
-    saved = time.monotonic()
-    while position.epoch < options.epochs:
-        module.train()
-        if phase.on_epoch is not None:
-            phase.on_epoch(module, position.epoch)
-        generator.set_state(rng)
-        started, first = time.monotonic(), position.seen
-        for batch in batches.epoch(generator, position.step):
-            rate = learning_rate(options, position.epoch * steps + position.step, total)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            value, correct = step(forward, optimizer, phase.loss, batch, options.grad_clip)
-            position.step += 1
-            position.seen += len(batch.labels)
-            position.loss_sum += float(value) * len(batch.labels)
-            position.correct += int(correct)
-            if not math.isfinite(position.loss_sum):
-                raise RecipeError(
-                    f"training phase {phase.name}", expected="a finite loss", got=f"{float(value)} in epoch {position.epoch + 1}",
-                    fix="lower the learning rate or set grad_clip",
-                )
-            phase.progress.step(f"loss {position.loss_sum / position.seen:.3f}  right {position.correct / position.seen:.3f}")
-            if time.monotonic() - saved >= phase.save_seconds:
-                save()
-                saved = time.monotonic()
-        seconds = time.monotonic() - started
-        record = {
-            "phase": phase.name, "epoch": position.epoch, "lr": rate, "loss": position.loss_sum / position.seen,
-            "train": position.correct / position.seen, "images_per_second": (position.seen - first) / seconds,
-        }
-        if phase.score is not None:
-            scores = dict(phase.score(module))
-            record.update(scores)
-            if scores[phase.select] >= best["value"]:
-                weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
-                best = {"value": scores[phase.select], "module": weights}
-        phase.log.append(record)
-        phase.progress.line(_summary(record, options.epochs))
-        position, rng = _Position(epoch=position.epoch + 1), generator.get_state()
-        save()
-        saved = time.monotonic()
-    if best["module"] is not None:
-        module.load_state_dict(best["module"])
+    _Fit(module, phase).run()
     return module.eval()
+
+
+class _Fit:
+    """A phase under way."""
+
+    def __init__(self, module: nn.Module, phase: Phase) -> None:
+        options = phase.options
+        self.module, self.phase, self.steps = module, phase, phase.batches.steps
+        self.total = self.steps * options.epochs
+        self.generator = torch.Generator().manual_seed(phase.seed)
+        self.position, self.rng = _Position(), self.generator.get_state()
+        self.best: dict[str, Any] = {"value": -math.inf, "module": None}
+        self.optimizer = Sgd(module, options)
+        state = checkpoint.load(phase.state_path) if phase.state_path.exists() else {}
+        if (state.get("format"), state.get("phase")) != (STATE_FORMAT, phase.name):
+            state = {}
+        if state:
+            module.load_state_dict(state["module"])
+            self.optimizer.load(state["momentum"])
+            self.position, self.rng, self.best = _Position(**state["position"]), state["rng"], state["best"]
+        distributed.spread(module)  # nobody goes on before all have read the state
+        self.average = MovingAverage(module, options.ema) if options.ema else None
+        if state and self.average is not None:
+            self.average.load(state["average"])
+        forward = forward_of(module, phase.compile, phase.precision)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.optimizer.rate.device)
+        self.update = Update(module, forward, self.optimizer, phase.loss, sums, options.grad_clip, phase.after_step)
+        captured = sums.device.type == "cuda" and distributed.share()[1] == 1
+        self.step: Callable[[Batch], None] = CapturedStep(self.update) if captured else partial(step, self.update)
+        self.saved = self.shown = time.monotonic()
+
+    def run(self) -> None:
+        phase, options = self.phase, self.phase.options
+        phase.log.rewind(phase.name, self.position.epoch)
+        phase.progress.phase(phase.name, self.total, self._done())
+        while self.position.epoch < options.epochs:
+            self._epoch()
+        if options.select == "best" and self.best["module"] is not None:
+            self.module.load_state_dict(self.best["module"])
+        elif self.average is not None:
+            self.module.load_state_dict(self.average.values)
+
+    def _done(self) -> int:
+        return self.position.epoch * self.steps + self.position.step
+
+    def _epoch(self) -> None:
+        phase, position = self.phase, self.position
+        self.module.train()
+        if phase.on_epoch is not None:
+            phase.on_epoch(self.module, position.epoch)
+        self.generator.set_state(self.rng)
+        self.update.sums.copy_(torch.tensor([position.loss_sum, position.correct, position.seen], dtype=torch.float64))
+        started, first = time.monotonic(), position.seen
+        for batch in phase.batches.epoch(self.generator, position.step):
+            done = self._done()
+            self.optimizer.rate.fill_(learning_rate(phase.options, done, self.total))
+            self.step(batch)
+            if self.average is not None:
+                self.average.update(done)
+            position.step += 1
+            self._look_up()
+        self._read()
+        if phase.after_epoch is not None:
+            phase.after_epoch(self.module, position.epoch)
+        record = {
+            "phase": phase.name, "epoch": position.epoch, "lr": learning_rate(phase.options, self._done() - 1, self.total),
+            "loss": position.loss_sum / position.seen, "train": position.correct / position.seen,
+            "images_per_second": (position.seen - first) / (time.monotonic() - started),
+        }
+        with self.average.in_place() if self.average is not None else nullcontext():
+            record.update(self._score())
+        phase.log.append(record)
+        phase.progress.line(_summary(record, phase.options.epochs))
+        self.position, self.rng = _Position(epoch=position.epoch + 1), self.generator.get_state()
+        self._save()
+
+    def _look_up(self) -> None:
+        """Shows and saves when it is time for it; reading the sums in every step would keep a GPU waiting."""
+        now = time.monotonic()
+        if now - self.shown >= SHOW_SECONDS:
+            self._read()
+            position = self.position
+            self.phase.progress.at(self._done(), f"loss {position.loss_sum / position.seen:.3f}  "
+                                                 f"right {position.correct / position.seen:.3f}")
+            self.shown = now
+        if now - self.saved >= self.phase.save_seconds:
+            self._read()
+            self._save()
+
+    def _read(self) -> None:
+        """Brings the sums from the device to the position."""
+        loss_sum, correct, seen = self.update.sums.tolist()
+        if not math.isfinite(loss_sum):
+            raise RecipeError(
+                f"training phase {self.phase.name}", expected="a finite loss", fix="lower the learning rate or set grad_clip",
+                got=f"{loss_sum} in epoch {self.position.epoch + 1}",
+            )
+        self.position.loss_sum, self.position.correct, self.position.seen = loss_sum, int(correct), int(seen)
+
+    def _score(self) -> dict[str, float]:
+        if self.phase.score is None:
+            return {}
+        scores = distributed.agreed(self.phase.score(self.module), self.optimizer.rate.device)
+        if self.phase.options.select == "best" and scores["holdout"] >= self.best["value"]:
+            weights = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
+            self.best = {"value": scores["holdout"], "module": weights}
+        return scores
+
+    def _save(self) -> None:
+        checkpoint.save(self.phase.state_path, {
+            "format": STATE_FORMAT, "phase": self.phase.name, "module": self.module.state_dict(),
+            "momentum": self.optimizer.state(), "average": self.average.values if self.average is not None else None,
+            "position": vars(self.position), "rng": self.rng, "best": self.best,
+        })
+        self.saved = time.monotonic()
 
 
 def _summary(record: Mapping[str, Any], epochs: int) -> str:

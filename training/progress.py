@@ -12,13 +12,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from hce_engine.errors import WriteError
 
+from . import distributed
 from .checkpoint import write_bytes
 
 
 class TrainingProgress:
-    """A progress bar per phase, on stderr; silent with ``enabled=False`` and plain lines where there is no terminal."""
+    """A progress bar per phase, on stderr; silent with ``enabled=False`` and plain lines where there is no terminal.
+
+    Of several processes that train one network only the first shows anything.
+    """
 
     def __init__(self, enabled: bool = True) -> None:
+        enabled = enabled and distributed.is_first()
         self._progress = Progress(
             TextColumn("{task.description:<9}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=not enabled, transient=True,
@@ -39,9 +44,10 @@ class TrainingProgress:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(name, total=steps, completed=done, note="")
 
-    def step(self, note: str) -> None:
+    def at(self, done: int, note: str) -> None:
+        """``done`` steps of the phase are made."""
         if self._task is not None:
-            self._progress.update(self._task, advance=1, note=note)
+            self._progress.update(self._task, completed=done, note=note)
 
     def line(self, text: str) -> None:
         if self._enabled:
@@ -71,7 +77,9 @@ class MetricsLog:
             write_bytes(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds a line; raises WriteError when the disk is full."""
+        """Adds a line, of several processes the first one's; raises WriteError when the disk is full."""
+        if not distributed.is_first():
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:

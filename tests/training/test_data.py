@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hce_engine.errors import DataError
+from hce_engine.errors import DataError, RecipeError
 from hce_engine.preprocess import InputSpec
 from hce_engine.training.data import (
     Augmentation,
@@ -121,3 +121,55 @@ def test_bad_data_is_refused():
         to_split(images(3).numpy(), np.array([0, 1, 2]), ["a", "b"])
     with pytest.raises(DataError, match="uint8"):
         to_split(images(3).numpy().astype(np.float32), np.array([0, 1, 0]), ["a", "b"])
+
+
+def whole(batches, seed=0):
+    return list(batches.epoch(torch.Generator().manual_seed(seed)))
+
+
+def test_a_fixed_augmentation_of_an_image_is_always_the_same():
+    batches = Batches(split(10), 4, Augmentation(2, True), PAD, variants=3, variant_seed=5)
+    tables = [torch.cat(list(batches.of_variant(k))) for k in range(3)]
+    seen = set()
+    for seed in range(20):
+        for batch in whole(batches, seed):
+            for image, index, variant in zip(batch.images, batch.index.tolist(), batch.variant.tolist(), strict=True):
+                assert torch.equal(image, tables[variant][index])
+                seen.add((variant, index))
+    assert len(seen) == 30  # epochs choose among all of them
+    assert any(not torch.equal(tables[0][i], tables[1][i]) for i in range(10))
+
+
+def test_fixed_augmentations_depend_on_their_seed_alone():
+    def table(size, seed):
+        return torch.cat(list(Batches(split(10), size, Augmentation(2, True), PAD, variants=2, variant_seed=seed).of_variant(1)))
+
+    assert torch.equal(table(4, 5), table(7, 5)) and not torch.equal(table(4, 5), table(4, 6))
+
+
+def test_an_epoch_of_fixed_augmentations_can_start_anywhere():
+    batches = Batches(split(10), 4, Augmentation(2, True), PAD, variants=3)
+    rest = list(batches.epoch(torch.Generator().manual_seed(1), start=1))
+    for a, b in zip(whole(batches, 1)[1:], rest, strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.variant, b.variant)
+
+
+@pytest.mark.parametrize("variants", [0, 3])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_shares_together_are_the_batches_of_one_process(processes, variants):
+    def batches(share):
+        return Batches(split(22), 8, Augmentation(2, True), PAD, variants=variants, share=share)
+
+    alone = whole(batches((0, 1)))
+    shares = [whole(batches((rank, processes))) for rank in range(processes)]
+    assert [len(b.labels) for b in alone] == [8, 8, 6]
+    for batch, *parts in zip(alone, *shares, strict=True):
+        assert min(len(p.labels) for p in parts) >= 2
+        for name in ("images", "labels", "index", *(["variant"] if variants else [])):
+            assert torch.equal(getattr(batch, name), torch.cat([getattr(p, name) for p in parts]))
+
+
+def test_a_last_batch_too_small_to_share_is_dropped():
+    assert Batches(split(19), 8, Augmentation(0, False), PAD, share=(0, 2)).steps == 2
+    with pytest.raises(RecipeError, match="two images per process"):
+        Batches(split(22), 4, Augmentation(0, False), PAD, share=(0, 3))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from hce_engine.errors import RecipeError, WriteError
 from hce_engine.training.data import Augmentation, Batch, Batches, Split, mean_codes, to_split
 from hce_engine.training.graph_module import GraphModule
-from hce_engine.training.loop import Phase, accuracy, fit, learning_rate, optimizer_for, predict
+from hce_engine.training.loop import Phase, accuracy, fit, predict
 from hce_engine.training.progress import MetricsLog, TrainingProgress
 from hce_engine.training.recipe import FitSection
 
@@ -118,33 +117,6 @@ def test_no_epochs_leave_the_module_alone(tmp_path: Path) -> None:
     module = GraphModule(residual())
     before = GraphModule(residual())
     assert same(fit(module, phase(tmp_path, options=replace(OPTIONS, epochs=0))), before)
-
-
-def test_weight_decay_spares_norms_and_biases() -> None:
-    module = GraphModule(residual())
-    decayed, spared = optimizer_for(module, OPTIONS).param_groups
-    assert decayed["weight_decay"] == OPTIONS.weight_decay and spared["weight_decay"] == 0
-    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in spared["params"])
-    assert len(decayed["params"]) + len(spared["params"]) == len(list(module.parameters()))
-
-
-def test_cosine_warms_up_linearly_and_ends_near_zero() -> None:
-    options = FitSection(epochs=1, lr=1.0, warmup=0.1)
-    rates = [learning_rate(options, i, 100) for i in range(100)]
-    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
-    assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and 0 < rates[99] < 1e-3
-    assert all(a >= b for a, b in pairwise(rates[9:]))
-
-
-def test_one_cycle_starts_at_a_tenth_and_ends_at_a_thousandth() -> None:
-    options = FitSection(epochs=1, lr=2.0, warmup=0.25, schedule="one-cycle")
-    rates = [learning_rate(options, i, 1000) for i in range(1000)]
-    assert rates[0] == pytest.approx(0.2, rel=0.05) and max(rates) == 2.0 and rates[-1] == pytest.approx(0.002, rel=0.01)
-
-
-def test_constant_is_constant() -> None:
-    options = FitSection(epochs=1, lr=0.3, schedule="constant")
-    assert {learning_rate(options, i, 50) for i in range(50)} == {0.3}
 
 
 def test_predict_restores_the_mode_and_does_not_depend_on_the_batch() -> None:
