@@ -9,7 +9,7 @@ use and neither wins everywhere. Temperatures are fitted on a hold-out, never on
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -154,16 +154,20 @@ def pair_metrics(a: np.ndarray, b: np.ndarray, labels: np.ndarray, ensemble: np.
     return metrics
 
 
-def frozen_logits(graph: Graph, spec: InputSpec, images: np.ndarray, device: str = "auto") -> np.ndarray:
+def frozen_logits(
+    graph: Graph, spec: InputSpec, images: np.ndarray | Iterable[np.ndarray], device: str = "auto"
+) -> np.ndarray:
     """float32 ``(N, classes)`` of a single-member graph as the engine runs it: of a quantized one from its integers, or
-    of a lowered float one. images as ``spec`` says.
+    of a lowered float one. images as ``spec`` says, all at once or part by part.
 
     Of integers the compiled back end and the plain one give the same bytes; ``auto`` is the latter where nothing was
     compiled.
     """
     if device == "auto":
         device = "cpu" if _native.available()[0] else "reference"
-    return Engine(Artifact(graph, spec), device=device).members(images)[graph.members[0].name]
+    engine, name = Engine(Artifact(graph, spec), device=device), graph.members[0].name
+    parts = [images] if isinstance(images, np.ndarray) else images
+    return np.concatenate([engine.members(part)[name] for part in parts])
 
 
 def evaluate_logits(
