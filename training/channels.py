@@ -30,7 +30,8 @@ class ChannelGroup:
     producers: convolutions and linear layers whose output channels (weight axis 0, bias) they are, depthwise included.
     norms: batch norms that scale them.  consumers: layers whose weight axis 1 reads them.
     internal: True if they meet no addition and no concat, so they are internal to one block.
-    slots: for each producer, the index within the group of each of its output channels, int64 (OC,).
+    slots: for each producer and norm, the index within the group of each of its output channels, PAD for a channel of
+        none, int64 (OC,).
     """
 
     name: str
@@ -172,13 +173,15 @@ def _analyse(graph: Graph) -> tuple[list[ChannelGroup], dict[str, str], Identiti
         def touches(name: str, roots: set[int] = roots) -> bool:
             return not roots.isdisjoint(ids.roots(name).tolist())
 
-        producers = [n.name for n in layers if n.name in names or (is_depthwise(n) and touches(n.name))]
+        producers = tuple(n.name for n in layers if n.name in names or (is_depthwise(n) and touches(n.name)))
+        norms = tuple(n.name for n in graph.nodes if n.op == "batch_norm" and touches(n.name))
         groups.append(ChannelGroup(
-            name=names[0], channels=len(index), producers=tuple(producers),
-            norms=tuple(n.name for n in graph.nodes if n.op == "batch_norm" and touches(n.name)),
+            name=names[0], channels=len(index), producers=producers, norms=norms,
             consumers=tuple(n.name for n in layers if not is_depthwise(n) and touches(n.inputs[0])),
             internal=roots.isdisjoint(ids.joined_roots),
-            slots={p: np.array([index.get(r, PAD) for r in ids.roots(p).tolist()], np.int64) for p in producers},
+            slots={
+                name: np.array([index.get(r, PAD) for r in ids.roots(name).tolist()], np.int64) for name in producers + norms
+            },
         ))
     return sorted(groups, key=lambda g: order[g.name]), excluded, ids
 
@@ -193,6 +196,11 @@ def excluded(graph: Graph) -> dict[str, str]:
     return _analyse(graph)[1]
 
 
+def pruning_scope(graph: Graph, scope: str) -> list[ChannelGroup]:
+    """The groups of ``scope``: ``internal`` to blocks, or ``all``, the residual streams and what concats join too."""
+    return [group for group in channel_groups(graph) if group.internal or scope == "all"]
+
+
 def surviving(graph: Graph, kept: Mapping[str, Array]) -> dict[str, Array]:
     """Which channels of every tensor remain if group ``name`` keeps only ``kept[name]``: bool arrays by node name."""
     groups, _, ids = _analyse(graph)
@@ -202,7 +210,8 @@ def surviving(graph: Graph, kept: Mapping[str, Array]) -> dict[str, Array]:
             continue
         gone = np.ones(group.channels, bool)
         gone[kept[group.name]] = False
-        for producer, slots in group.slots.items():
+        for name in group.producers:
+            slots = group.slots[name]
             inside = slots != PAD
-            dropped[ids.roots(producer)[inside]] |= gone[slots[inside]]
+            dropped[ids.roots(name)[inside]] |= gone[slots[inside]]
     return {n.name: ~dropped[ids.roots(n.name)] for n in graph.nodes}
