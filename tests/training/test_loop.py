@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from hce_engine.errors import RecipeError, WriteError
+from hce_engine.training import checkpoint
 from hce_engine.training.data import Augmentation, Batch, Batches, Split, mean_codes, to_split
 from hce_engine.training.graph_module import GraphModule
 from hce_engine.training.loop import Phase, accuracy, fit, predict
@@ -76,6 +77,29 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, kills: tup
     assert records("whole") == records("cut") and len(records("cut")) == OPTIONS.epochs
 
 
+@pytest.mark.parametrize("kills", [(2,), (4,), (5, 3), (11,)])
+def test_a_moving_average_is_resumed_too(tmp_path: Path, kills: tuple[int, ...]) -> None:
+    keys = {"options": replace(OPTIONS, ema=0.9), "score": holdout_score}
+    whole = fit(GraphModule(residual()), phase(tmp_path / "whole", **keys))
+    for count in kills:
+        with pytest.raises(Killed):
+            fit(GraphModule(residual()), phase(tmp_path / "cut", save_seconds=0.0, loss=killed_at(count), **keys))
+    assert same(whole, fit(GraphModule(residual()), phase(tmp_path / "cut", **keys)))
+    assert not same(whole, fit(GraphModule(residual()), phase(tmp_path / "plain", score=holdout_score)))
+
+
+def test_a_kill_between_the_last_step_of_an_epoch_and_its_score_costs_nothing(tmp_path: Path) -> None:
+    def dies(module: torch.nn.Module) -> dict[str, float]:
+        raise Killed
+
+    whole = fit(GraphModule(residual()), phase(tmp_path / "whole", score=holdout_score))
+    with pytest.raises(Killed):
+        fit(GraphModule(residual()), phase(tmp_path / "cut", score=dies, save_seconds=0.0))
+    assert same(whole, fit(GraphModule(residual()), phase(tmp_path / "cut", score=holdout_score)))
+    records = [{k: r[k] for k in ("epoch", "lr", "loss", "train")} for r in MetricsLog(tmp_path / "cut" / "metrics.jsonl").lines()]
+    assert records == [{k: r[k] for k in ("epoch", "lr", "loss", "train")} for r in MetricsLog(tmp_path / "whole" / "metrics.jsonl").lines()]
+
+
 def test_a_kill_between_saves_costs_steps_but_not_the_result(tmp_path: Path) -> None:
     whole = fit(GraphModule(residual()), phase(tmp_path / "whole"))
     with pytest.raises(Killed):  # only the ends of epochs are saved
@@ -106,6 +130,45 @@ def test_the_best_epoch_on_the_holdout_is_kept(tmp_path: Path) -> None:
 
     module = fit(GraphModule(residual()), phase(tmp_path, score=score))
     assert all(torch.equal(v, seen[1][k]) for k, v in module.state_dict().items())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_last_epoch_is_kept_where_the_recipe_says_so(tmp_path: Path, ema: float) -> None:
+    values = iter([0.2, 0.9, 0.5])
+    seen = []
+
+    def score(module: torch.nn.Module) -> dict[str, float]:
+        seen.append({k: v.clone() for k, v in module.state_dict().items()})
+        return {"holdout": next(values)}
+
+    module = fit(GraphModule(residual()), phase(tmp_path, score=score, options=replace(OPTIONS, select="last", ema=ema)))
+    assert all(torch.equal(v, seen[2][k]) for k, v in module.state_dict().items())
+
+
+def test_the_average_is_what_is_kept_without_a_score(tmp_path: Path) -> None:
+    averaged = fit(GraphModule(residual()), phase(tmp_path / "a", options=replace(OPTIONS, ema=0.5)))
+    plain = fit(GraphModule(residual()), phase(tmp_path / "b"))
+    assert not same(averaged, plain)
+
+
+def test_weights_are_changed_after_an_epoch_before_its_score(tmp_path: Path) -> None:
+    def clear(module: torch.nn.Module, epoch: int) -> None:
+        with torch.no_grad():
+            next(p for p in module.parameters() if p.ndim == 4)[epoch].zero_()
+
+    def score(module: torch.nn.Module) -> dict[str, float]:
+        zero = (next(p for p in module.parameters() if p.ndim == 4).flatten(1) == 0).all(1)
+        seen.append(zero.nonzero().flatten().tolist())
+        return {"holdout": 0.0}
+
+    seen: list[list[int]] = []
+    fit(GraphModule(residual()), phase(tmp_path, score=score, after_epoch=clear))
+    assert seen == [[0], [1], [2]]
+
+
+def test_a_state_of_another_format_is_not_taken(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "state.pt", {"phase": "o", "module": {}, "optimizer": {}})
+    assert same(fit(GraphModule(residual()), phase(tmp_path)), fit(GraphModule(residual()), phase(tmp_path / "fresh")))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
