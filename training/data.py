@@ -1,23 +1,21 @@
-"""Images for training: a resident uint8 tensor, seeded epochs, and batched augmentation on pixel codes.
-
-Everything random is drawn from one :class:`torch.Generator` at the start of an epoch. Its state before the draw is all
-that a checkpoint needs to repeat the epoch's batches exactly, from any step.
-"""
+"""Images in memory for training: a resident uint8 tensor, and batched augmentation on pixel codes."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hce_engine.errors import DataError, RecipeError
+from hce_engine.errors import DataError
 from hce_engine.preprocess import UINT8_NHWC, InputSpec
 
 from . import distributed
+from .epochs import Batch as Batch
+from .epochs import Epochs
 
 DIGITS_SIDE = 32
 
@@ -59,15 +57,29 @@ class Split:
         _, h, w, c = self.images.shape
         return (c, h, w)
 
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
     def to(self, device: torch.device | str) -> Split:
         return Split(self.images.to(device), self.labels.to(device), self.class_names)
 
     def take(self, indices: Tensor) -> Split:
         return Split(self.images[indices], self.labels[indices], self.class_names)
 
-    def nchw(self, start: int, stop: int) -> Tensor:
-        """Images ``start`` to ``stop`` as a uint8 ``(B, C, H, W)`` view whose memory is channels-last."""
-        return self.images[start:stop].permute(0, 3, 1, 2)
+    def sample(self, indices: Tensor) -> Tensor:
+        """The images of these numbers, uint8 ``(n, C, H, W)``, channels-last in memory."""
+        return self.images[indices.to(self.device)].permute(0, 3, 1, 2)
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """All images in order, ``size`` at a time: uint8 ``(B, C, H, W)`` views, channels-last in memory."""
+        return (self.images[first : first + size].permute(0, 3, 1, 2) for first in range(0, len(self), size))
+
+    def fingerprint(self) -> str:
+        """Count, shape and a digest of labels and pixels."""
+        digest = hashlib.sha256(self.labels.cpu().numpy().tobytes())
+        digest.update(self.images.cpu().contiguous().numpy().tobytes())
+        return f"{len(self)}x{'x'.join(map(str, self.shape))}:{digest.hexdigest()[:16]}"
 
 
 def to_split(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Split:
@@ -161,29 +173,8 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int, 
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What one step sees. images: uint8 ``(B, C, H, W)``, channels-last in memory; labels: int64 ``(B,)``; index: int64
-    ``(B,)``, the images' numbers in the split; variant: int64 ``(B,)``, which fixed augmentation each image has, None
-    where augmentations are drawn anew."""
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor
-    variant: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The batches of one epoch, a pure function of the generator's state when :meth:`epoch` is called.
-
-    The last, smaller batch is kept unless it would leave a process with a single image (batch norm needs two) or
-    ``drop_last`` is set, which keeps every batch of one shape for compiled networks.
-
-    variants: 0 draws new crops and flips in every epoch. K > 0 draws K for every image once, from ``variant_seed``, and
-    epochs choose among them, so that what depends on an image alone can be computed once.
-    share: (rank, processes). Of every batch this process yields the rank-th part; the parts together are the batch that
-    one process would see.
-    """
+class Batches(Epochs):
+    """Batches of images in memory; ``pad_code``, uint8 ``(C,)``, fills what a crop takes from outside of an image."""
 
     split: Split
     batch_size: int
@@ -194,64 +185,15 @@ class Batches:
     variant_seed: int = 0
     share: tuple[int, int] = field(default_factory=distributed.share)
 
-    def __post_init__(self) -> None:
-        processes = self.share[1]
-        if processes > 1 and min(self.batch_size, len(self.split)) < 2 * processes:
-            raise RecipeError("batches", expected=f"at least two images per process, {2 * processes}",
-                              got=str(min(self.batch_size, len(self.split))), fix="raise batch_size or start fewer processes")
-
-    @property
-    def steps(self) -> int:
-        full, rest = divmod(len(self.split), self.batch_size)
-        return max(1, full + (rest >= 2 * self.share[1] and not self.drop_last))
-
-    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
-        """The epoch's batches from step ``start`` on.
-
-        The generator advances by the whole epoch at the first draw, whatever ``start`` is.
-        """
-        n, device = len(self.split), self.split.images.device
-        order = torch.randperm(n, generator=generator)
-        if self.variants:
-            variant = torch.randint(0, self.variants, (n,), generator=generator)
-            offsets, flips = (table[variant, order] for table in self._table)
-            variant = variant.to(device)
-        else:
-            variant = None
-            offsets, flips = self._draw(generator, n)
-        order, offsets, flips = order.to(device), offsets.to(device), flips.to(device)
-        for step in range(start, self.steps):
-            rows = self._rows(step)
-            index = order[rows]
-            yield Batch(self._augmented(index, offsets[rows], flips[rows]), self.split.labels[index], index,
-                        None if variant is None else variant[rows])
-
-    def of_variant(self, variant: int) -> Iterator[Tensor]:
-        """All images in the split's order with fixed augmentation ``variant``: uint8 ``(B, C, H, W)``, whatever the share."""
-        device = self.split.images.device
-        offsets, flips = (table[variant].to(device) for table in self._table)
-        for index in torch.arange(len(self.split), device=device).split(self.batch_size):
-            yield self._augmented(index, offsets[index], flips[index])
-
-    @cached_property
-    def _table(self) -> tuple[Tensor, Tensor]:
-        """Offsets ``(K, N, 2)`` and flips ``(K, N)`` of the fixed augmentations."""
-        n = len(self.split)
-        offsets, flips = self._draw(torch.Generator().manual_seed(self.variant_seed), self.variants * n)
-        return offsets.view(self.variants, n, 2), flips.view(self.variants, n)
-
-    def _draw(self, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, generator: torch.Generator, count: int) -> tuple[Tensor, ...]:
         offsets = torch.randint(0, 2 * self.augmentation.padding + 1, (count, 2), generator=generator)
         flips = torch.rand(count, generator=generator) < 0.5
         return offsets, flips & self.augmentation.flip
 
-    def _rows(self, step: int) -> slice:
-        first, last = step * self.batch_size, min((step + 1) * self.batch_size, len(self.split))
-        rank, processes = self.share
-        return slice(first + (last - first) * rank // processes, first + (last - first) * (rank + 1) // processes)
-
-    def _augmented(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
-        images = self.split.images[index]
-        if self.augmentation.padding or self.augmentation.flip:
-            images = crop_and_flip(images, offsets, flips, self.augmentation.padding, self.pad_code)
-        return images.permute(0, 3, 1, 2)
+    def _images(self, order: Tensor, drawn: Sequence[Tensor], rows: Sequence[slice]) -> Iterator[Tensor]:
+        order, offsets, flips = (values.to(self.split.device) for values in (order, *drawn))
+        for some in rows:
+            images = self.split.images[order[some]]
+            if self.augmentation.padding or self.augmentation.flip:
+                images = crop_and_flip(images, offsets[some], flips[some], self.augmentation.padding, self.pad_code)
+            yield images.permute(0, 3, 1, 2)

@@ -1,6 +1,6 @@
 """Image files decoded for training: what one image becomes, and batches of them made by worker processes.
 
-A random crop is a function of integers that come with the request, never of the worker or of the time, so that an epoch
+A random crop is a function of a seed that comes with the request, never of the worker or of the time, so that an epoch
 repeats exactly from any step and with any number of workers.
 """
 
@@ -25,8 +25,7 @@ from hce_engine.threads import available_threads
 
 _ASPECT = (3 / 4, 4 / 3)  # of the window, width over height
 _TRIES = 10
-# (path below the root, integers that the random crop is drawn from; None: the crop that accuracies are measured with)
-Request = tuple[str, tuple[int, ...] | None]
+Request = tuple[str, int]  # path below the root; seed of the random crop, of no account where there is none
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,14 @@ class ResizedCrop:
 
 @dataclass(frozen=True)
 class Decoder(Dataset[Tensor | dict[str, str]]):
-    """Turns lists of requests into uint8 ``(B, side, side, 3)``, RGB; so small that workers start at once."""
+    """Turns lists of requests into uint8 ``(B, side, side, 3)``, RGB; so small that workers start at once.
+
+    crop: None for the one that accuracies are measured with.
+    """
 
     root: Path
     side: int
-    crop: ResizedCrop
+    crop: ResizedCrop | None = None
 
     @property
     def spec(self) -> InputSpec:
@@ -77,11 +79,10 @@ class Decoder(Dataset[Tensor | dict[str, str]]):
         return InputSpec(UINT8_NHWC, (3, self.side, self.side), (0.0,) * 3, (1.0,) * 3, resize=IMAGENET)
 
     def image(self, request: Request) -> np.ndarray:
-        name, numbers = request
-        path = self.root / name
-        if numbers is None:
-            return read_image(path, 3, self.spec)
-        return self.crop.apply(open_image(path, 3), self.side, np.random.default_rng(numbers))
+        name, seed = request
+        if self.crop is None:
+            return read_image(self.root / name, 3, self.spec)
+        return self.crop.apply(open_image(self.root / name, 3), self.side, np.random.default_rng(seed))
 
     def __getitem__(self, requests: Sequence[Request]) -> Tensor | dict[str, str]:
         """The images, or the parts of the error that a file met: typed errors do not survive the way between processes."""

@@ -2,7 +2,7 @@
 
 A phase is ``epochs`` of SGD on one module. Its state (weights, momentum, moving average, position, the generator's state
 at the start of the epoch, the best weights so far) is written atomically every minute and after each epoch. Batches are
-a function of the generator's state alone (training/data.py), so an interrupted and resumed run makes the same steps as
+a function of the generator's state alone (training/epochs.py), so an interrupted and resumed run makes the same steps as
 one that was left alone.
 """
 
@@ -24,8 +24,9 @@ from hce_engine.errors import RecipeError
 
 from . import checkpoint, distributed
 from .cuda_graph import CapturedStep
-from .data import Batch, Batches, Split
 from .ema import MovingAverage
+from .epochs import Batch, Epochs
+from .folder_data import AnySplit
 from .progress import MetricsLog, TrainingProgress
 from .recipe import FitSection
 from .sgd import Loss as Loss
@@ -59,11 +60,11 @@ def forward_of(module: nn.Module, compile: bool, precision: str) -> Callable[[Te
 
 
 @torch.no_grad()
-def predict(module: nn.Module, split: Split, batch_size: int = 500) -> Tensor:
+def predict(module: nn.Module, split: AnySplit, batch_size: int = 500) -> Tensor:
     """Logits ``(N, classes)`` in eval mode; the module's mode is restored."""
     was_training = module.training
     module.eval()
-    parts = [module(split.nchw(i, i + batch_size)) for i in range(0, len(split), batch_size)]
+    parts = [module(images) for images in split.chunks(batch_size)]
     module.train(was_training)
     return torch.cat(parts)
 
@@ -97,7 +98,7 @@ class Phase:
 
     name: str
     options: FitSection
-    batches: Batches
+    batches: Epochs
     loss: Loss
     seed: int
     state_path: Path
@@ -186,7 +187,7 @@ class _Fit:
         record = {
             "phase": phase.name, "epoch": position.epoch, "lr": learning_rate(phase.options, self._done() - 1, self.total),
             "loss": position.loss_sum / position.seen, "train": position.correct / position.seen,
-            "images_per_second": (position.seen - first) / (time.monotonic() - started),
+            "seconds": time.monotonic() - started, "images_per_second": (position.seen - first) / (time.monotonic() - started),
         }
         with self.average.in_place() if self.average is not None else nullcontext():
             record.update(self._score())

@@ -14,6 +14,7 @@ from PIL import Image
 
 from hce_engine.errors import DataError
 from hce_engine.images.files import read_image
+from hce_engine.preprocess import InputSpec
 from hce_engine.training.image_files import Decoder, ResizedCrop, decoded
 
 
@@ -69,22 +70,28 @@ def folder(tmp_path: Path, rng: np.random.Generator) -> Path:
 
 def test_the_same_pixels_with_any_number_of_workers(folder: Path) -> None:
     decoder = Decoder(folder, 16, ResizedCrop())
-    requests = [[("0.jpeg", (7, 1)), ("1.jpeg", None)], [("2.jpeg", (7, 2))], [("3.jpeg", (7, 0)), ("0.jpeg", (7, 1))]]
+    requests = [[("0.jpeg", 71), ("1.jpeg", 5)], [("2.jpeg", 2**61)], [("3.jpeg", 0), ("0.jpeg", 71)]]
     before = torch.random.get_rng_state()
     here = list(decoded(decoder, requests, 0))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert [images.shape for images in here] == [(2, 16, 16, 3), (1, 16, 16, 3), (2, 16, 16, 3)]
     assert torch.equal(here[0][0], here[2][1])
-    assert np.array_equal(here[0][1].numpy(), read_image(folder / "1.jpeg", 3, decoder.spec))
     assert (here[2][0] == here[2][0][..., :1]).all(), "a grey file is grey in RGB"
     for there, images in zip(decoded(decoder, requests, 2), here, strict=True):
         assert torch.equal(there, images)
 
 
+def test_without_a_crop_images_are_those_of_evaluation(folder: Path) -> None:
+    spec = InputSpec("uint8_nhwc", (3, 16, 16), (0.0,) * 3, (1.0,) * 3, resize="imagenet-center-crop")
+    (images,) = decoded(Decoder(folder, 16), [[("1.jpeg", 3), ("4.jpeg", 0)]], 0)
+    want = [read_image(folder / name, 3, spec) for name in ("1.jpeg", "4.jpeg")]
+    assert np.array_equal(images.numpy(), np.stack(want))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_file_is_named_by_a_typed_error(folder: Path, workers: int) -> None:
     (folder / "bad.jpeg").write_bytes(b"no image")
-    images = decoded(Decoder(folder, 16, ResizedCrop()), [[("0.jpeg", None)], [("bad.jpeg", (1,))]], workers)
+    images = decoded(Decoder(folder, 16, ResizedCrop()), [[("0.jpeg", 1)], [("bad.jpeg", 1)]], workers)
     assert next(images).shape == (1, 16, 16, 3)
     with pytest.raises(DataError, match=r"bad\.jpeg.*a readable 8-bit image"):
         next(images)
