@@ -1,4 +1,4 @@
-"""Quantizers, the layout's decisions, calibration and gradients."""
+"""The layout's decisions, calibration, training and checkpoints of a QuantModule, by every method."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from torch.nn.functional import cross_entropy
 from hce_engine.errors import GraphError, InputError, UnsupportedError
 from hce_engine.graph import Graph, Node, merge
 from hce_engine.training.graph_module import GraphModule
-from hce_engine.training.quantize import QuantModule, calibrate, layout, reestimate_bn
+from hce_engine.training.quantize import METHODS, QuantModule, calibrate, layout, reestimate_bn
 from hce_engine.training.quantize.layout import Codes
-from hce_engine.training.quantize.quantizer import LearnedStep, floor_half_ste
-from hce_engine.training.quantize.scales import lsq_scale, min_max_scale, mse_scale
 
 from .float_graphs import GRAPHS, Builder, concatenated, mobile, pictures, plain, preactivated, residual
 
@@ -25,8 +23,8 @@ def images(count: int = 32, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(pictures(count, seed=seed))
 
 
-def calibrated(graph: Graph, bits: int = 4) -> QuantModule:
-    module = QuantModule(graph, bits, bits)
+def calibrated(graph: Graph, bits: int = 4, method: str = "lsq") -> QuantModule:
+    module = QuantModule(graph, bits, bits, method=method)
     calibrate(module, images())
     return module
 
@@ -36,63 +34,6 @@ def edited(graph: Graph, name: str, **params: Callable[[np.ndarray], np.ndarray]
     node = graph[name]
     changed = {k: change(node.params[k].copy()).astype(np.float32) for k, change in params.items()}
     return graph.map(lambda n: replace(n, params={**n.params, **changed}) if n is node else n)
-
-
-# ---- quantizers
-
-
-def error(values: torch.Tensor, scale: torch.Tensor, lo: int, hi: int) -> torch.Tensor:
-    s = scale[:, None]
-    return (((values / s).round().clamp(lo, hi) * s) - values).square().mean(1)
-
-
-@pytest.mark.parametrize(("lo", "hi"), [(-2, 1), (-4, 3), (-8, 7), (-128, 127), (0, 15), (0, 255)])
-def test_scale_searches(lo: int, hi: int) -> None:
-    torch.manual_seed(0)
-    values = torch.randn(6, 2000) * torch.tensor([1e-6, 0.01, 1, 1, 30, 1e6])[:, None]
-    values = values if lo else values.relu()
-    loose, best = min_max_scale(values, lo, hi), mse_scale(values, lo, hi)
-    clipped = ((values / loose[:, None]).clamp(lo, hi) * loose[:, None] - values).abs().amax(1)
-    assert (clipped <= 1e-5 * values.abs().amax(1)).all()
-    top = values.abs().amax(1) / hi
-    exhaustive = torch.stack([error(values, top * i / 1000, lo, hi) for i in range(5, 1001)]).amin(0)
-    assert (error(values, best, lo, hi) <= 1.03 * exhaustive).all()
-    torch.testing.assert_close(lsq_scale(values, lo, hi), 2 * values.abs().mean(1) / hi**0.5)
-
-
-@pytest.mark.parametrize("search", [min_max_scale, mse_scale, lsq_scale])
-def test_scales_of_nothing_are_positive(search: Callable[..., torch.Tensor]) -> None:
-    scale = search(torch.zeros(3, 50), -8, 7)
-    assert (scale > 0).all()
-    assert scale.isfinite().all()
-
-
-def test_gradients_are_those_of_lsq() -> None:
-    quantizer = LearnedStep(Codes((4, 5, 5), 3, 0))
-    quantizer.step.data.fill_(0.5)
-    v = torch.tensor([-1.0, 0.1, 0.8, 1.9, 3.6, 9.0], requires_grad=True)
-    scale = quantizer.scale()
-    (quantizer(v / scale, scale) * scale).sum().backward()
-    inside = (v >= 0) & (v / 0.5 <= 7)
-    torch.testing.assert_close(v.grad, inside.float())
-    u = v.detach() / 0.5
-    want = torch.where(inside, u.round() - u, torch.where(u < 0, 0.0, 7.0)).sum() / (4 * 5 * 5 * 7) ** 0.5
-    torch.testing.assert_close(quantizer.step.grad, want)
-
-
-def test_a_real_bound_is_a_bound_on_codes() -> None:
-    quantizer = LearnedStep(Codes((1,), 8, 0, 0.0, 6.0))
-    quantizer.step.data.fill_(0.05)
-    scale = quantizer.scale().detach()
-    values = torch.linspace(-1, 20, 400)
-    want = (values.clamp(0, 6) / 0.05).round()
-    torch.testing.assert_close(quantizer(values / scale, scale).detach(), want)
-    assert int(quantizer.bounds(scale)[1]) == 120
-
-
-def test_recode_rounds_half_up() -> None:
-    x = torch.tensor([-1.5, -0.5, 0.49, 0.5, 1.5])
-    assert floor_half_ste(x).tolist() == [-1, 0, 0, 1, 2]
 
 
 # ---- layout
@@ -117,6 +58,36 @@ def test_layout_of_a_residual_network() -> None:
     assert steps["l3.0.2.conv"].codes == Codes((16, 3, 3), 8, 128)
     assert steps["l2.0.2.conv"].codes == Codes((12, 6, 6), 4, 0, 0, None)  # two convolutions read it, and nothing else
     assert not any(s.kind == "add" for s in steps.values())
+
+
+def test_edges_have_a_width_of_their_own() -> None:
+    steps = {s.name: s for s in layout(residual(), 4, 4, edge_bits=3).steps}
+    assert steps["stem.conv"].bits == (3, 8)  # the pixels are 8-bit codes, whatever the weights are
+    assert steps["fc"].bits == (3, 3)
+    assert steps["pool"].codes == Codes((16, 1, 1), 3, 0)  # nothing but the head reads it
+    assert steps["l1.0.1.conv"].bits == (4, 4)
+    assert steps["stem.conv"].codes == Codes((8, 12, 12), 8, 0, 0, None)  # the residual stream
+    float_images = {s.name: s for s in layout(residual(kind="float32_nchw"), 4, 4, edge_bits=3).steps}
+    assert float_images["norm"].bits == (8, 8)
+    assert float_images["stem.conv"].bits == (3, 8)
+    assert float_images["norm"].codes == Codes((3, 12, 12), 8, 128)
+
+
+def test_a_tensor_that_the_head_and_convolutions_read() -> None:
+    b = Builder()
+    x = b.conv_bn("last", b.conv_bn("stem", "norm", 4), 4)
+    y = b.conv_bn("more", x, 4, relu=False)
+    heads = [b.linear(name, b.node("flatten", f"{name}.flat", (source,)), 5) for name, source in (("fc1", x), ("fc2", y))]
+    graph = b.graph(b.node("mean", "both", tuple(heads)))
+    steps = {s.name: s for s in layout(graph, 3, 3, edge_bits=4).steps}
+    assert steps["last.conv"].codes == Codes((4, 12, 12), 8, 0, 0, None)
+    assert steps["more.conv"].inputs == ("last.conv.recode",)
+    assert steps["last.conv.recode"].codes == Codes((4, 12, 12), 3, 0)
+    assert [steps[i].codes for i in steps["fc1"].inputs] == [Codes((576,), 4, 0)]
+    assert [steps[i].codes for i in steps["fc2"].inputs] == [Codes((576,), 4, 8)]  # signed: around the middle code
+    same = {s.name: s for s in layout(graph, 4, 4, edge_bits=4).steps}
+    assert same["last.conv"].codes == Codes((4, 12, 12), 4, 0, 0, None)  # both want 4 bits
+    assert same["fc1"].inputs == ("last.conv.flat",)
 
 
 def test_eight_bits_need_no_recode() -> None:
@@ -161,6 +132,10 @@ def test_refusals_name_the_node() -> None:
     for bits in ((1, 4), (4, 9)):
         with pytest.raises(InputError, match="2 to 8"):
             QuantModule(graph, *bits)
+    with pytest.raises(InputError, match="2 to 8 edge bits"):
+        QuantModule(graph, 4, 4, edge_bits=9)
+    with pytest.raises(InputError, match="lsq, pact, dorefa"):
+        QuantModule(graph, 4, 4, method="apot")
     with pytest.raises(GraphError, match="2 members"):
         QuantModule(merge({"a": graph, "b": graph}), 4, 4)
     shifted = edited(graph, "norm", offset=lambda v: v + 9)
@@ -179,24 +154,39 @@ def test_refusals_name_the_node() -> None:
 # ---- calibration and training
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-def test_eight_bits_are_close_to_float(name: str) -> None:
-    graph, test = GRAPHS[name](), images(seed=3)
+def distance(graph: Graph, module: QuantModule) -> float:
+    """Root mean square of the error of logits, over the standard deviation of the float network's."""
+    test = images(64, seed=3)
     want = GraphModule(graph).eval()(test)
-    got = calibrated(graph, 8).eval()(test)
-    assert (got - want).square().mean().sqrt() < 0.06 * want.std(), name
+    return ((module.eval()(test) - want).square().mean().sqrt() / want.std()).item()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_eight_bits_are_close_to_float(name: str, method: str) -> None:
+    graph = GRAPHS[name]()
+    assert distance(graph, calibrated(graph, 8, method)) < 0.04
+
+
+@pytest.mark.parametrize("name", ["residual", "plain"])
+def test_post_training_error_falls_with_every_two_bits(name: str) -> None:
+    graph, errors = GRAPHS[name](), {}
+    for search in ("mse", "min-max"):
+        for bits in range(2, 9):
+            module = QuantModule(graph, bits, bits)
+            calibrate(module, images(), method=search)
+            errors[search, bits] = distance(graph, module)
+        assert all(errors[search, bits + 2] < 0.75 * errors[search, bits] for bits in range(2, 7)), errors
+    assert all(errors["mse", bits] < 0.95 * errors["min-max", bits] for bits in (2, 3, 4)), errors
 
 
 def test_statistics_are_matched_to_the_float_network() -> None:
-    graph, test = residual(), images(64, seed=3)
-    want = GraphModule(graph).eval()(test)
-
-    def distance(reestimate: bool) -> float:
+    graph, errors = residual(), []
+    for reestimate in (True, False):
         module = QuantModule(graph, 3, 3)
         calibrate(module, images(64), reestimate=reestimate)
-        return float((module.eval()(test) - want).detach().square().mean())
-
-    assert distance(True) < 0.5 * distance(False)
+        errors.append(distance(graph, module))
+    assert errors[0] < 0.7 * errors[1]
 
 
 def test_calibrate_refuses_and_leaves_the_mode() -> None:
@@ -226,9 +216,10 @@ def test_reestimated_statistics_are_those_of_the_images() -> None:
         assert not module.training
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-def test_everything_learns(name: str) -> None:
-    module, brightness = calibrated(GRAPHS[name]()).train(), images().float().mean((1, 2, 3))
+@pytest.mark.parametrize(("name", "method"), [*((n, "lsq") for n in GRAPHS), *(("residual", m) for m in METHODS if m != "lsq"),
+                                              ("mobile", "pact"), ("concatenated", "dorefa")])
+def test_everything_learns(name: str, method: str) -> None:
+    module, brightness = calibrated(GRAPHS[name](), method=method).train(), images().float().mean((1, 2, 3))
     labels = brightness.argsort().argsort() // 7
     optimizer, losses = torch.optim.SGD(module.parameters(), 0.05, momentum=0.9), []
     for step in range(30):
@@ -268,18 +259,20 @@ def test_state_dict_is_a_checkpoint() -> None:
     assert torch.equal(again(images()), module(images()))
 
 
-@pytest.mark.parametrize("name", ["residual", "concatenated"])
-def test_compiles_without_graph_breaks(name: str) -> None:
-    module = calibrated(GRAPHS[name]()).train()
+@pytest.mark.parametrize(("name", "method"), [("residual", "lsq"), ("concatenated", "pact")])
+def test_compiles_without_graph_breaks(name: str, method: str) -> None:
+    module = calibrated(GRAPHS[name](), method=method).train()
     module.freeze_bn()
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(images()), module(images()))
 
 
-def test_steps_may_cross_zero() -> None:
-    module = calibrated(mobile(), 8).eval()
+@pytest.mark.parametrize("method", ["lsq", "pact"])
+def test_steps_may_cross_zero(method: str) -> None:
+    module = calibrated(mobile(), 8, method).eval()
     for q in module.quantizers().values():
-        q.step.data.mul_(-0.1)  # a large learning rate can do this; the grid is |step|
+        for parameter in q.parameters():
+            parameter.data.mul_(-0.1)  # a large learning rate can do this; the grid is its absolute value
     assert all(float(q.scale().detach()) > 0 for q in module.quantizers().values())
     assert module(images()).isfinite().all()
 

@@ -94,8 +94,6 @@ class ConvStep(Requantized, Weights):
     at which the bias is 2^26 codes; its weights are then rounded on that coarser grid, to zero in the limit.
     """
 
-    pixel_scale: Tensor | None
-
     def __init__(self, step: Step, method: Method) -> None:
         super().__init__()
         a, node = step.node.attrs, step.node
@@ -105,19 +103,13 @@ class ConvStep(Requantized, Weights):
             oc, cg = weight.shape[:2]
             channels = torch.arange(oc)[:, None] // (oc // groups) * cg + torch.arange(cg)
             scale = torch.from_numpy(step.pixels.scale / step.pixels.unit).float()[channels].view(oc, cg, 1, 1)
-        self.register_buffer("pixel_scale", scale, persistent=False)
-        if step.constant and scale is not None:
-            weight, self.pixel_scale = weight * scale, None
-        self.init_weights(weight, step.bits[0], tanh=method.tanh_weights, constant=step.constant)
+        self.init_weights(weight, step.bits[0], input_scale=scale, tanh=method.tanh_weights, constant=step.constant)
         self.norm = None if step.norm is None else batch_norm(_as_map(step.norm))
         bias = torch.from_numpy(node.params["bias"].copy())
         self.bias = nn.Parameter(bias) if step.norm is None or bool(bias.any()) else None
         self.geometry = (tuple(a["stride"]), tuple(a["padding"]), tuple(a["dilation"]), groups)
         assert step.codes is not None
         self.quantizer = method.activations(step.codes)
-
-    def latent_weight(self) -> Tensor:
-        return self.weight if self.pixel_scale is None else self.weight * self.pixel_scale
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Factor and offset per output channel that follow the convolution, from the running statistics."""
