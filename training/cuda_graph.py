@@ -102,5 +102,6 @@ class CapturedStep:
             torch.cuda.current_stream().wait_stream(stream)
             update.optimizer.zero_grad()  # gradients that the graph itself allocates stay where it expects them
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # Only this thread is watched for calls that a capture forbids: a loader's thread may be pinning memory.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 step(update, self._batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def by_one_process(processes: int) -> dict[str, Tensor]:
     total, done = shares[0].steps * OPTIONS.epochs, 0
     for _ in range(OPTIONS.epochs):
         for parts in zip(*(s.epoch(g) for s, g in zip(shares, generators, strict=True)), strict=True):
-            for module, batch in zip(modules, parts, strict=True):
+            for module in modules:
                 module.load_state_dict(modules[0].state_dict())
                 module.zero_grad()
             for module, batch in zip(modules, parts, strict=True):
@@ -95,6 +96,7 @@ def test_the_first_process_writes_and_decides(two: tuple[Path, list[dict[str, Te
     assert checkpoint.load(two[0] / "state.pt")["position"]["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_processes_killed_and_started_again_end_in_the_same_bits(
     two: tuple[Path, list[dict[str, Tensor]]], tmp_path: Path
 ) -> None:
@@ -103,11 +105,30 @@ def test_processes_killed_and_started_again_end_in_the_same_bits(
         assert all(torch.equal(v, two[1][0][k]) for k, v in weights.items())
 
 
+@pytest.mark.slow
 def test_shares_of_different_size_weigh_what_they_hold(tmp_path: Path) -> None:
     first, second, third = together(tmp_path, processes=3)
     assert all(torch.equal(v, second[k]) and torch.equal(v, third[k]) for k, v in first.items())
     for key, value in by_one_process(3).items():
         torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_command_trains_in_several_processes(tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text("""
+        arch = "tests.training.own_network:coarse"
+        data = { holdout = 99, padding = 1 }
+        o = { epochs = 1, lr = 0.05, batch_size = 200 }
+        q = { epochs = 1, lr = 0.01, batch_size = 200, calibration_images = 32, frozen_norm_epochs = 0 }
+        s = { epochs = 1, lr = 0.02, batch_size = 200, rounds = 1, round_epochs = 0, flops_ratio = 0.7 }
+    """)
+    out = tmp_path / "run"
+    done = launch(["-m", "hce_engine", "train", str(recipe), "--data", "digits", "--out", str(out), "--device", "cpu"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("898 test images") == 1  # one process speaks
+    assert [r["phase"] for r in MetricsLog(out / "metrics.jsonl").lines()] == ["o", "q", "s"]
+    assert set(json.loads((out / "result.json").read_text())["accuracy"]) == {"o", "q", "s", "ensemble"}
 
 
 def test_alone_nothing_is_exchanged() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hce_engine.training.data import Batch
 from hce_engine.training.graph_module import GraphModule
@@ -17,7 +20,7 @@ from hce_engine.training.quantize import QuantModule, calibrate
 from hce_engine.training.recipe import FitSection
 from hce_engine.training.sgd import Sgd, Update, in_memory_order, learning_rate, step
 
-from .float_graphs import CLASSES, pictures, residual
+from .float_graphs import CLASSES, GRAPHS, pictures, residual
 
 OPTIONS = FitSection(epochs=3, lr=0.05, batch_size=8, weight_decay=1e-3, grad_clip=5.0)
 
@@ -104,30 +107,62 @@ def test_what_follows_a_step_sees_the_new_weights() -> None:
     assert all(not p[mask[n] == 0].any() and p.any() for n, p in module.named_parameters() if n in mask)
 
 
-class NoReadBack(TorchDispatchMode):
-    """Fails where a value would be brought to the host: a graph being captured cannot wait for the device."""
+class OneDevice(TorchDispatchMode):
+    """Fails where a tensor of the host takes part. Nothing on the meta device has a value that could be read back."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique"), name
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, result)):
+            assert not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta", func
+        return result
+
+
+class NoValues(TorchFunctionMode):
+    """Fails where a tensor is made of a Python value, which a device gets by a copy from the host that it waits for."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert getattr(func, "__name__", "") not in ("tensor", "as_tensor", "new_tensor", "from_numpy", "asarray"), func
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["float", "quantized"])
-def test_a_step_reads_nothing_back_and_replaces_no_tensor(kind: str) -> None:
-    module: nn.Module = GraphModule(residual()).train()
-    if kind == "quantized":
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_step_exchanges_nothing_with_the_host(graph: str, quantized: bool) -> None:
+    network = GRAPHS[graph]()
+    module = (QuantModule(network, 4, 4) if quantized else GraphModule(network)).to("meta").train()
+    images, numbers = torch.empty(8, 3, 12, 12, dtype=torch.uint8, device="meta"), torch.zeros(8, dtype=torch.int64, device="meta")
+    update = update_of(module, sums=torch.zeros(3, dtype=torch.float64, device="meta"))
+    with OneDevice(), NoValues():
+        step(update, Batch(images, numbers, numbers))
+
+
+@pytest.mark.parametrize("bad", [
+    lambda z: z * float(z.sum()), lambda z: z + z.new_tensor(1.0), lambda z: z + torch.tensor(1.0, device=z.device),
+    lambda z: z[z > 0], lambda z: z + torch.ones(5).to(z.device),
+])
+def test_that_test_sees_reads_and_writes(bad: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    module = GraphModule(residual()).to("meta").train()
+    images, numbers = torch.empty(8, 3, 12, 12, dtype=torch.uint8, device="meta"), torch.zeros(8, dtype=torch.int64, device="meta")
+    update = update_of(module, sums=torch.zeros(3, dtype=torch.float64, device="meta"), loss=lambda z, b: bad(z).sum())
+    with OneDevice(), NoValues(), pytest.raises((AssertionError, RuntimeError)):
+        step(update, Batch(images, numbers, numbers))
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_step_replaces_no_tensor(quantized: bool) -> None:
+    module: nn.Module = GraphModule(residual())
+    if quantized:
         module = QuantModule(residual(), 4, 4)
         calibrate(module, torch.from_numpy(pictures(8)))
-        module.train()
-    update = update_of(module)
-    held = [*module.parameters(), *module.buffers(), *update.optimizer.state(), update.sums]
-    before = [t.data_ptr() for t in held]
-    with NoReadBack():
-        step(update, batch())
-        step(update, batch(seed=1))
-    after = [*module.parameters(), *module.buffers(), *update.optimizer.state(), update.sums]
-    assert [t.data_ptr() for t in after] == before
+    update = update_of(module.train())
+
+    def held() -> list[int]:
+        tensors = [*module.parameters(), *module.buffers(), *update.optimizer.state(), update.sums]
+        return [t.data_ptr() for t in tensors]
+
+    before = held()
+    step(update, batch())
+    assert held() == before
 
 
 def test_weight_decay_spares_norms_and_biases() -> None:
