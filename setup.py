@@ -97,7 +97,7 @@ class BuildExt(build_ext):
 setup(
     packages=packages(),
     package_dir={"hce_engine": "hce_engine", **LINKED},
-    package_data={"": ["py.typed", "*.pyi", "*.json", "*.toml", "recipes/*.toml"]},
+    package_data={"": ["py.typed", "*.pyi", "*.json", "*.toml", "*.html", "recipes/*.toml"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt},
 )
