@@ -1,0 +1,73 @@
+"""The section on results of many runs: results/*.json, as the matrix of experiments writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from hce_engine.errors import DataError
+from hce_engine.training.pictures.sweep import lambda_sweep, swept
+from hce_engine.training.pictures.tradeoff import accuracy_against_cost, anchors
+
+from .blocks import Picture, Section, Table, number, percent
+
+Values = Mapping[str, Any]
+
+
+def _spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean, and one standard deviation where there are several seeds, in percent."""
+    shown = f"{100 * mean(values):.{digits}f} %"
+    return shown + (f" ± {100 * stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def _average(row: Values, key: str) -> str:
+    values = [v for v in row.get(key) or () if v is not None]
+    return number(mean(values)) if values else "–"
+
+
+def results_sections(results: Values, who: str) -> list[Section]:
+    """Table and pictures. Raises DataError, naming ``who``, for a row without the keys that all rows have."""
+    rows = results["rows"]
+    try:
+        done = [row for row in rows if row.get("accuracy")]
+        done.sort(key=lambda row: -mean(row["accuracy"]))
+        lines = [
+            (row["row"], row.get("title") or row["kind"], _spread(row["accuracy"]), str(len(row["seeds"])), percent(row["flops_ratio"], 1),
+             _average(row, "nll"), _average(row, "ece"), _average(row, "brier")) for row in done
+        ]
+        absent = [str(row["row"]) for row in rows if not row.get("accuracy")]
+        arch = str(results["arch"])
+        section = Section(f"Results: {arch} on {results['dataset']}", [Table(
+            ("row", "what", "accuracy", "seeds", "FLOPs", "NLL", "ECE", "Brier"), lines,
+            note="Mean and one standard deviation over seeds, best first. FLOPs: share of the uncompressed network, in the paper's convention.",
+        )])
+        if absent:
+            section.left_out.append("Not run: " + ", ".join(absent) + ".")
+        section.blocks += _pictures(done, arch)
+        if not swept(done):
+            section.left_out.append("The sweep over the weight of the cross entropy is left out: no two rows differ in it alone.")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(f"report on {who}", expected="rows with row, kind, members, seeds, accuracy and flops_ratio",
+                        got=repr(error)[:120], fix="write the file again with the command that made it") from None
+    return [section]
+
+
+def _pictures(rows: Sequence[Values], arch: str) -> list[Picture]:
+    if not rows:
+        return []
+    sources = sorted({anchor.source for anchor in anchors(arch)})
+    pictures = [Picture(
+        "accuracy-cost", accuracy_against_cost(rows, arch),
+        "Accuracy against cost. Where rows of one kind cost the same, the best is named and the others are pale; bars are one "
+        "standard deviation over seeds." + (" Published figures: " + "; ".join(sources) + "." if sources else ""),
+        f"Scatter plot of {len(rows)} rows by cost and accuracy.",
+    )]
+    lines = swept(rows)
+    if lines:
+        pictures.append(Picture(
+            "lambda-sweep", lambda_sweep(rows),
+            "Ensemble accuracy over the share of the cross entropy in S's loss, by reading of the objective (training/objectives.py); "
+            "bars are one standard deviation over seeds.", "Lines of " + ", ".join(lines) + ".",
+        ))
+    return pictures
