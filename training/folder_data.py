@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,3 +112,8 @@ class FolderBatches(Epochs):
 
 
 AnySplit = Split | FolderSplit
+
+
+def pixel_batches(split: AnySplit, size: int = 500) -> Iterator[np.ndarray]:
+    """All images in order without augmentation as the engine takes them: uint8 ``(B, H, W, C)``, contiguous."""
+    return (images.permute(0, 2, 3, 1).cpu().numpy() for images in split.chunks(size))
