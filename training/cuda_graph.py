@@ -94,7 +94,8 @@ class CapturedStep:
         update, self._graph = self.update, None  # the memory of the last graph is free before the next one needs it
         self._batch = copy_of(batch)
         stream = torch.cuda.Stream()
-        with Rehearsal(update), torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+        fastest = torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True)
+        with Rehearsal(update), fastest:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP):

@@ -1,9 +1,9 @@
 """Several processes train one network on the same batches: each takes its share of every batch.
 
-Started by ``torchrun``, which sets RANK, WORLD_SIZE and LOCAL_RANK. All processes draw the same random numbers, load the
-same data and hold the same weights; after each backward pass gradients are averaged, weighted by the size of the shares,
-so that one step is the step of one process on the whole batch, except that batch norm normalises within a share, as it
-does in torch's DistributedDataParallel. That class is not used: it hooks into single parameters to send some gradients
+Started by ``torchrun``, which sets RANK, WORLD_SIZE and LOCAL_RANK. All processes draw the same random numbers, load
+the same data and hold the same weights; after each backward pass gradients are averaged, weighted by the size of the
+shares, so that one step is the step of one process on the whole batch, except that batch norm normalises within a
+share, as it does in torch's DistributedDataParallel. That class is not used: it hooks into single parameters to send some gradients
 while others are computed, which pays off for networks of hundreds of megabytes; here one reduction of all gradients
 after the backward pass is as fast, is the same for any module, compiled or not, and keeps the running statistics of
 batch norms, averaged as well, equal in all processes at all times.
@@ -47,7 +47,8 @@ def device_of(kind: str) -> torch.device:
     number = int(os.environ.get("LOCAL_RANK", 0))
     if number >= torch.cuda.device_count():
         raise UnsupportedError("training", expected=f"CUDA device {number} for process {number} of this machine",
-                               got=f"{torch.cuda.device_count()} devices", fix="use --device cpu, or start fewer processes")
+                               got=f"{torch.cuda.device_count()} devices",
+                               fix="use --device cpu, or start fewer processes")
     return torch.device("cuda", number)
 
 

@@ -39,7 +39,7 @@ class MovingAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within the block the module holds the average, in the same tensors; afterwards what it held before, bit for bit."""
+        """Within the block the module holds the average, in the same tensors; afterwards what it held before, exactly."""
         before = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
         self.module.load_state_dict(self.values)
         try:

@@ -1,9 +1,9 @@
 """The training loop: epochs of steps (training/sgd.py), and a state file from which a killed run goes on bit for bit.
 
-A phase is ``epochs`` of SGD on one module. Its state (weights, momentum, moving average, position, the generator's state
-at the start of the epoch, the best weights so far) is written atomically every minute and after each epoch. Batches are
-a function of the generator's state alone (training/epochs.py), so an interrupted and resumed run makes the same steps as
-one that was left alone.
+A phase is ``epochs`` of SGD on one module. Its state (weights, momentum, moving average, position, the generator's
+state at the start of the epoch, the best weights so far) is written atomically every minute and after each epoch.
+Batches are a function of the generator's state alone (training/epochs.py), so an interrupted and resumed run makes the
+same steps as one that was left alone.
 """
 
 from __future__ import annotations
@@ -184,10 +184,11 @@ class _Fit:
         self._read()
         if phase.after_epoch is not None:
             phase.after_epoch(self.module, position.epoch)
+        seconds, rate = time.monotonic() - started, learning_rate(phase.options, self._done() - 1, self.total)
         record = {
-            "phase": phase.name, "epoch": position.epoch, "lr": learning_rate(phase.options, self._done() - 1, self.total),
-            "loss": position.loss_sum / position.seen, "train": position.correct / position.seen,
-            "seconds": time.monotonic() - started, "images_per_second": (position.seen - first) / (time.monotonic() - started),
+            "phase": phase.name, "epoch": position.epoch, "lr": rate, "loss": position.loss_sum / position.seen,
+            "train": position.correct / position.seen, "seconds": seconds,
+            "images_per_second": (position.seen - first) / seconds,
         }
         with self.average.in_place() if self.average is not None else nullcontext():
             record.update(self._score())
@@ -214,8 +215,8 @@ class _Fit:
         loss_sum, correct, seen = self.update.sums.tolist()
         if not math.isfinite(loss_sum):
             raise RecipeError(
-                f"training phase {self.phase.name}", expected="a finite loss", fix="lower the learning rate or set grad_clip",
-                got=f"{loss_sum} in epoch {self.position.epoch + 1}",
+                f"training phase {self.phase.name}", expected="a finite loss",
+                got=f"{loss_sum} in epoch {self.position.epoch + 1}", fix="lower the learning rate or set grad_clip",
             )
         self.position.loss_sum, self.position.correct, self.position.seen = loss_sum, int(correct), int(seen)
 
@@ -238,7 +239,7 @@ class _Fit:
 
 
 def _summary(record: Mapping[str, Any], epochs: int) -> str:
-    shown = {k: v for k, v in record.items() if k not in ("phase", "epoch", "lr", "images_per_second", "loss")}
-    scores = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
+    apart = ("phase", "epoch", "lr", "loss", "seconds", "images_per_second")
+    scores = "  ".join(f"{k} {v:.4f}" for k, v in record.items() if k not in apart)
     return (f"{record['phase']:<9} epoch {record['epoch'] + 1:>3}/{epochs}  loss {record['loss']:.4f}  {scores}  "
             f"{record['images_per_second']:.0f} images/s")

@@ -20,8 +20,8 @@ from hce_engine.training.recipe import FitSection
 from .float_graphs import CLASSES, Builder, pictures, residual
 
 # The last of the four batches of an epoch, 6 images, is shared 3 and 3; of three processes' shares some differ in size.
-COUNT, OPTIONS = 30, FitSection(epochs=2, lr=0.05, batch_size=8, weight_decay=1e-3, grad_clip=5.0, ema=0.5, select="last")
-KILLED = 3
+COUNT, KILLED = 30, 3
+OPTIONS = FitSection(epochs=2, lr=0.05, batch_size=8, weight_decay=1e-3, grad_clip=5.0, ema=0.5, select="last")
 
 
 def batches(share: tuple[int, int]) -> Batches:
@@ -45,7 +45,7 @@ def run(out: Path, stop: int) -> None:
         return {"holdout": accuracy(predict(module, split), split.labels), "rank": float(rank)}
 
     module = GraphModule(residual())
-    with torch.no_grad():  # processes may start apart, as calibration on a GPU is not exact: the first one's start counts
+    with torch.no_grad():  # calibration on a GPU may differ a little; the first process's start counts
         for p in module.parameters():
             p.add_(rank)
     with distributed.joined(torch.device("cpu")):

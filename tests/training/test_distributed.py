@@ -27,8 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def launch(arguments: list[str], processes: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launcher, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100, env=environment)
 
 
 def together(out: Path, processes: int = 2, stop: int = 0) -> list[dict[str, Tensor]]:
@@ -158,7 +159,8 @@ def test_other_processes_write_and_show_nothing(tmp_path: Path, monkeypatch: pyt
 def test_every_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert distributed.device_of("cuda") == torch.device("cuda", 1) and distributed.device_of("cpu") == torch.device("cpu")
+    assert distributed.device_of("cuda") == torch.device("cuda", 1)
+    assert distributed.device_of("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UnsupportedError, match="process 2"):
         distributed.device_of("cuda")

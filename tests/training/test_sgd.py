@@ -27,7 +27,13 @@ OPTIONS = FitSection(epochs=3, lr=0.05, batch_size=8, weight_decay=1e-3, grad_cl
 
 def batch(count: int = 8, seed: int = 0) -> Batch:
     labels = torch.arange(count) % CLASSES
-    return Batch(torch.from_numpy(pictures(count, seed=seed)).contiguous(memory_format=torch.channels_last), labels, torch.arange(count))
+    images = torch.from_numpy(pictures(count, seed=seed)).contiguous(memory_format=torch.channels_last)
+    return Batch(images, labels, torch.arange(count))
+
+
+def batch_without_values() -> Batch:
+    numbers = torch.zeros(8, dtype=torch.int64, device="meta")
+    return Batch(torch.empty(8, 3, 12, 12, dtype=torch.uint8, device="meta"), numbers, numbers)
 
 
 def update_of(module: nn.Module, options: FitSection = OPTIONS, **changes) -> Update:
@@ -69,7 +75,8 @@ def test_memory_order_is_the_same_for_a_parameter_and_its_gradient() -> None:
     for p in network.parameters():
         assert p.grad is not None
         p.grad.copy_(p.detach())
-        assert torch.equal(in_memory_order(p), in_memory_order(p.grad)) and in_memory_order(p).data_ptr() == p.data_ptr()
+        assert torch.equal(in_memory_order(p), in_memory_order(p.grad))
+        assert in_memory_order(p).data_ptr() == p.data_ptr()
 
 
 def test_momentum_comes_back() -> None:
@@ -130,10 +137,9 @@ class NoValues(TorchFunctionMode):
 def test_a_step_exchanges_nothing_with_the_host(graph: str, quantized: bool) -> None:
     network = GRAPHS[graph]()
     module = (QuantModule(network, 4, 4) if quantized else GraphModule(network)).to("meta").train()
-    images, numbers = torch.empty(8, 3, 12, 12, dtype=torch.uint8, device="meta"), torch.zeros(8, dtype=torch.int64, device="meta")
     update = update_of(module, sums=torch.zeros(3, dtype=torch.float64, device="meta"))
     with OneDevice(), NoValues():
-        step(update, Batch(images, numbers, numbers))
+        step(update, batch_without_values())
 
 
 @pytest.mark.parametrize("bad", [
@@ -142,10 +148,9 @@ def test_a_step_exchanges_nothing_with_the_host(graph: str, quantized: bool) -> 
 ])
 def test_that_test_sees_reads_and_writes(bad: Callable[[torch.Tensor], torch.Tensor]) -> None:
     module = GraphModule(residual()).to("meta").train()
-    images, numbers = torch.empty(8, 3, 12, 12, dtype=torch.uint8, device="meta"), torch.zeros(8, dtype=torch.int64, device="meta")
     update = update_of(module, sums=torch.zeros(3, dtype=torch.float64, device="meta"), loss=lambda z, b: bad(z).sum())
     with OneDevice(), NoValues(), pytest.raises((AssertionError, RuntimeError)):
-        step(update, Batch(images, numbers, numbers))
+        step(update, batch_without_values())
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -184,7 +189,8 @@ def test_cosine_warms_up_linearly_and_ends_near_zero() -> None:
 def test_one_cycle_starts_at_a_tenth_and_ends_at_a_thousandth() -> None:
     options = FitSection(epochs=1, lr=2.0, warmup=0.25, schedule="one-cycle")
     rates = [learning_rate(options, i, 1000) for i in range(1000)]
-    assert rates[0] == pytest.approx(0.2, rel=0.05) and max(rates) == 2.0 and rates[-1] == pytest.approx(0.002, rel=0.01)
+    assert rates[0] == pytest.approx(0.2, rel=0.05) and max(rates) == 2.0
+    assert rates[-1] == pytest.approx(0.002, rel=0.01)
 
 
 def test_constant_is_constant() -> None:
