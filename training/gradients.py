@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hce_engine.graph import Graph
 
+from . import distributed
 from .graph_module import NORM_KEYS, GraphModule
 
 BATCH = 128
@@ -38,6 +39,7 @@ def gradients(graph: Graph, images: Tensor, labels: Tensor) -> Iterator[Gradient
         part, truth = images[start : start + BATCH], labels[start : start + BATCH]
         module.zero_grad(set_to_none=True)
         F.cross_entropy(module(part), truth).backward()
+        distributed.average(module, len(truth))  # of equal gradients; but a GPU may round otherwise than its neighbour
         found: dict[str, dict[str, np.ndarray]] = {}
         for node in nodes:
             layer = module.of(node.name)
