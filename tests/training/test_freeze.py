@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from hce_engine.backends import reference
+from hce_engine.backends.cpu import CpuBackend
 from hce_engine.graph import Graph, Node, passes
+from hce_engine.ledger import node_cost, node_macs
 from hce_engine.training.freeze import freeze
 from hce_engine.training.graph_module import GraphModule
-from hce_engine.training.quantize import QuantModule, calibrate
+from hce_engine.training.quantize import METHODS, QuantModule, calibrate
 
-from .float_graphs import GRAPHS, mobile, pictures, residual
+from .float_graphs import GRAPHS, Builder, mobile, pictures, residual
 
 
-def frozen(graph: Graph, bits: int, count: int = 64) -> tuple[QuantModule, Graph]:
+def frozen(graph: Graph, bits: int, count: int = 64, **keys: Any) -> tuple[QuantModule, Graph]:
     images = pictures(count, seed=5)
     if graph.input.spec.dtype == "f32":
         images = images.astype(np.float32) / 255
-    module = QuantModule(graph, bits, bits)
+    module = QuantModule(graph, bits, bits, **keys)
     calibrate(module, torch.from_numpy(images))
     return module.eval(), freeze(module)
 
@@ -33,10 +36,10 @@ def agreement(module: QuantModule, graph: Graph, images: np.ndarray) -> dict[str
     return {name: float((mine[name] == values[name]).mean()) for name in mine}
 
 
-@pytest.mark.parametrize("bits", [3, 4, 6, 8])
+@pytest.mark.parametrize(("method", "bits"), [*(("lsq", b) for b in range(2, 9)), *((m, b) for m in ("pact", "dorefa") for b in (2, 4, 7))])
 @pytest.mark.parametrize("name", GRAPHS)
-def test_codes_agree(name: str, bits: int) -> None:
-    module, graph = frozen(GRAPHS[name](), bits)
+def test_codes_agree(name: str, method: str, bits: int) -> None:
+    module, graph = frozen(GRAPHS[name](), bits, method=method)
     images = pictures(32, seed=9)
     shares = agreement(module, graph, images)
     assert min(shares.values()) >= 0.99, shares
@@ -107,8 +110,9 @@ def test_lowered_graphs_freeze_too(name: str) -> None:
     assert min(agreement(module, graph, pictures(16)).values()) >= 0.99
 
 
-def test_after_training_codes_still_agree() -> None:
-    module, _ = frozen(residual(), 3)
+@pytest.mark.parametrize(("method", "bits"), [(m, b) for m in METHODS for b in (2, 3, 8)])
+def test_after_training_codes_still_agree(method: str, bits: int) -> None:
+    module, _ = frozen(residual(), bits, method=method)
     x, labels = torch.from_numpy(pictures(32)), torch.arange(32) % 5
     optimizer = torch.optim.SGD(module.train().parameters(), 0.05)
     for _ in range(10):
@@ -135,3 +139,41 @@ def test_widths_and_storage_in_the_integer_graph() -> None:
     assert pads == [round(255 * m) for m in (0.485, 0.456, 0.406)]
     assert graph["b2.expand.conv"].attrs["qmax"] <= 7
     assert graph["b1.project.conv.recode"].spec.zero_point == 4
+
+
+def signed_head() -> Graph:
+    """A head behind a map without relu: its narrow input is recoded from a signed stream."""
+    b = Builder(seed=6)
+    return b.head(b.conv_bn("b", b.conv_bn("a", "norm", 8), 8, relu=False))
+
+
+@pytest.mark.parametrize("edge", [2, 3, 4, 6])
+@pytest.mark.parametrize("graph", [residual, signed_head], ids=["residual", "signed-head"])
+def test_narrow_edges_agree_run_and_are_counted(graph: Callable[[], Graph], edge: int) -> None:
+    module, integer = frozen(graph(), 4, edge_bits=edge)
+    images = pictures(16, seed=9)
+    assert min(agreement(module, integer, images).values()) >= 0.99
+    stored = {2: "s3", 3: "s3", 4: "s4", 6: "s8"}[edge]
+    first = next(n for n in integer.nodes if n.op == "qconv2d")
+    head = integer["fc"]
+    assert (first.attrs["weight_dtype"], head.attrs["weight_dtype"]) == (stored, stored)
+    assert integer[head.inputs[0]].spec.dtype == stored.replace("s", "u")
+    # The ledger counts what was trained: 8-bit pixels in the first layer, 2 bits where 3 are stored.
+    assert first.attrs["bits"] == [edge, 8]
+    assert head.attrs["bits"] == [edge, edge]
+    assert node_cost(head).b23 == pytest.approx(node_macs(head) * edge / 23)
+    want = reference.run(integer, images)["o"]
+    got = CpuBackend(integer, threads=1).run(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))["o"]
+    assert got.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_bits_are_stored_in_three(method: str) -> None:
+    _, graph = frozen(residual(), 2, method=method)
+    conv = graph["l1.0.2.conv"]
+    assert conv.attrs["bits"] == [2, 2]
+    assert conv.attrs["weight_dtype"] == "s3"
+    assert graph["l1.0.1.conv"].spec.dtype == "u3"
+    assert graph["l1.0.1.conv"].attrs["qmax"] == 3
+    codes = set(np.unique(conv.params["weight"]))
+    assert codes == ({-2, -1, 0, 1} if method == "lsq" else {-1, 0, 1})
