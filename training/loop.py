@@ -92,8 +92,8 @@ class Phase:
     of its highest value are kept (the later ones when several are equal), otherwise, or when score is None, the last
     ones. Weights are those of the moving average where there is one.
     on_epoch(module, epoch): called before every epoch, also after a resume, so it must depend on its arguments alone.
-    after_step(module): see :class:`training.sgd.Update`.  after_epoch(module, epoch): called after the last step of
-    every epoch, before the network is scored and saved.  save_seconds: how much work a kill may cost at most.
+    after_epoch(module, epoch): called after the last step of every epoch, before the network is scored and saved.
+    Both change tensors in place.  save_seconds: how much work a kill may cost at most.
     """
 
     name: str
@@ -108,7 +108,6 @@ class Phase:
     precision: str = "fp32"
     score: Score | None = None
     on_epoch: Callable[[nn.Module, int], None] | None = None
-    after_step: Callable[[nn.Module], None] | None = None
     after_epoch: Callable[[nn.Module, int], None] | None = None
     save_seconds: float = 60.0
 
@@ -146,7 +145,7 @@ class _Fit:
             self.average.load(state["average"])
         forward = forward_of(module, phase.compile, phase.precision)
         sums = torch.zeros(3, dtype=torch.float64, device=self.optimizer.rate.device)
-        self.update = Update(module, forward, self.optimizer, phase.loss, sums, options.grad_clip, phase.after_step)
+        self.update = Update(module, forward, self.optimizer, phase.loss, sums, options.grad_clip)
         captured = sums.device.type == "cuda" and distributed.share()[1] == 1
         self.step: Callable[[Batch], None] = CapturedStep(self.update) if captured else partial(step, self.update)
         self.saved = self.shown = time.monotonic()

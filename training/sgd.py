@@ -108,7 +108,6 @@ class Update:
 
     forward: ``module`` as it is run (compiled, under autocast).  sums: float64 ``(3,)``, loss times images, right
     predictions and images so far, of all processes together.  grad_clip: largest norm of the gradient, 0 for none.
-    after_step(module): called after every update; changes weights in place (masks), without waiting for the device.
     """
 
     module: nn.Module
@@ -117,7 +116,6 @@ class Update:
     loss: Loss
     sums: Tensor
     grad_clip: float = 0.0
-    after_step: Callable[[nn.Module], None] | None = None
 
 
 def step(update: Update, batch: Batch) -> None:
@@ -131,9 +129,6 @@ def step(update: Update, batch: Batch) -> None:
     if update.grad_clip:
         nn.utils.clip_grad_norm_(optimizer.parameters, update.grad_clip)
     optimizer.step()
-    if update.after_step is not None:
-        with torch.no_grad():
-            update.after_step(update.module)
     right = (logits.detach().argmax(1) == batch.labels).sum().double()
     sums = torch.stack([value.detach().double() * count, right, torch.full_like(right, count)])
     distributed.add_up(sums)
