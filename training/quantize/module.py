@@ -84,24 +84,37 @@ class QuantModule(nn.Module):
             attach(self, step.name, module)
             steps.append((step, module, tuple(position[name] for name in step.inputs)))
         self._steps = tuple(steps)
+        last = {i: reader for reader, (_, _, positions) in enumerate(steps) for i in positions}
+        self._finished = tuple(
+            tuple(i for i, reader in last.items() if reader == at and i != self.output) for at in range(len(steps))
+        )
         self.bn_frozen = False
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.walk(x)[self.output])
+        return self.walk(x)
 
-    def walk(self, x: Tensor, prepare: Callable[[Step, nn.Module, list], None] | None = None) -> list[Value | Tensor]:
-        """What every step yields: codes minus zero point with their scale, or logits.
+    def walk(
+        self, x: Tensor, before: Callable[[Step, nn.Module, list], None] | None = None,
+        after: Callable[[Step, Value | Tensor], None] | None = None,
+    ) -> Tensor:
+        """The forward pass, watched step by step; returns the logits.
 
-        ``prepare(step, module, inputs)`` is called before each step runs; calibration sets step sizes there.
+        ``before(step, module, inputs)`` is called before a step runs (calibration sets its grid there), ``after(step, value)``
+        with what it yields: codes minus zero point and their scale, or logits. A value is dropped after its last reader.
         """
-        values: list[Value | Tensor] = []
-        for step, module, positions in self._steps:
+        values: list[Value | Tensor | None] = []
+        for (step, module, positions), finished in zip(self._steps, self._finished, strict=True):
             inputs = [values[i] for i in positions]
-            if prepare is not None:
-                prepare(step, module, inputs)
-            values.append(self._run(module, x, inputs))
-        return values
+            if before is not None:
+                before(step, module, inputs)
+            value = self._run(module, x, inputs)
+            if after is not None:
+                after(step, value)
+            values.append(value)
+            for i in finished:
+                values[i] = None
+        return cast(Tensor, values[self.output])
 
     @staticmethod
     def _run(module: nn.Module, x: Tensor, inputs: list) -> Value | Tensor:
@@ -118,10 +131,13 @@ class QuantModule(nn.Module):
     def codes(self, x: Tensor) -> dict[str, np.ndarray]:
         """uint8 codes of every step that yields codes, by step name: what the frozen graph's nodes of that name yield."""
         result: dict[str, np.ndarray] = {}
-        for (step, _, _), value in zip(self._steps, self.walk(x), strict=True):
+
+        def note(step: Step, value: Value | Tensor) -> None:
             if step.codes is not None:
                 zero = torch.tensor(_pixels(self.layout).zero).view(1, -1, 1, 1) if step.kind == "pixels" else step.codes.zero_point
                 result[step.name] = (value[0].cpu() + zero).to(torch.uint8).contiguous().numpy()
+
+        self.walk(x, after=note)
         return result
 
     def of(self, step: Step, kind: type[M]) -> M:
