@@ -18,7 +18,7 @@ from hce_engine.training.recipe import PruneSection
 from .allocation import choose
 from .criteria import COMPARABLE, relative, scores_of
 from .removal import prune
-from .soft import remove_zero_filters, zero_filters
+from .soft import remove_zero_filters, zero_filters, zeros_last
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class Pruning:
         scores = scores_of(options.criterion, graph, self.images, self.labels)
         if options.allocation == "global" and options.criterion not in COMPARABLE:
             scores = relative(scores)
+        if options.pruning == "soft":
+            scores = zeros_last(scores)
         return choose(
             graph, pruning_scope(graph, options.scope), self.cost, target, scores=scores, allocation=options.allocation,
             stage_keep=options.stage_keep, multiple=options.multiple, original=self.original,

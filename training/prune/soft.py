@@ -19,6 +19,7 @@ from hce_engine.graph import Graph
 from hce_engine.training.channels import PAD, ChannelGroup, channel_groups
 from hce_engine.training.graph_module import GraphModule
 
+from .criteria import Scores
 from .removal import prune
 
 Array = np.ndarray
@@ -46,17 +47,25 @@ def zero_filters(module: GraphModule, kept: Mapping[str, Array]) -> None:
                     module.of(reader.name).get_buffer("running_mean")[rows] = 0
 
 
+def _alive(graph: Graph, group: ChannelGroup) -> Array:
+    """Channels with a filter that is not all zero, bool (channels,)."""
+    alive = np.zeros(group.channels, bool)
+    for name in group.producers:
+        weight, slots = graph[name].params["weight"], group.slots[name]
+        alive[slots[weight.reshape(len(weight), -1).any(axis=1) & (slots != PAD)]] = True
+    return alive
+
+
+def zeros_last(scores: Scores) -> Scores:
+    """``scores`` with the channels that did not grow again behind all others: gamma and beta alone may still rank high."""
+    return lambda graph, group: np.where(_alive(graph, group), scores(graph, group), -1.0)
+
+
 def remove_zero_filters(graph: Graph, groups: Sequence[ChannelGroup]) -> Graph:
     """``graph`` without those channels of ``groups`` whose filters are zero in every layer that makes them.
 
     Raises InputError when that would leave a layer without channels.
     """
-    kept = {}
-    for group in groups:
-        alive = np.zeros(group.channels, bool)
-        for name in group.producers:
-            weight, slots = graph[name].params["weight"], group.slots[name]
-            alive[slots[weight.reshape(len(weight), -1).any(axis=1) & (slots != PAD)]] = True
-        if not alive.all():
-            kept[group.name] = np.flatnonzero(alive)
+    kept = {group.name: np.flatnonzero(_alive(graph, group)) for group in groups}
+    kept = {group.name: kept[group.name] for group in groups if len(kept[group.name]) < group.channels}
     return prune(graph, kept) if kept else graph
