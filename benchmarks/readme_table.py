@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from hce_engine.cli.doctor_command import processor
+from hce_engine.machine import processor
 from hce_engine.threads import available_threads
 
 ROOT = Path(__file__).resolve().parent.parent

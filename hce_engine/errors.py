@@ -6,6 +6,9 @@ The command line maps each type to an exit code: 1 a check failed, 2 usage, 3 un
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class HceError(Exception):
     """Base of all errors raised on purpose; ``exit_code`` is what the command line returns."""
@@ -15,6 +18,10 @@ class HceError(Exception):
     def __init__(self, who: str, *, expected: str, got: str, fix: str) -> None:
         super().__init__(f"{who}: expected {expected}, got {got}; {fix}")
         self.who, self.expected, self.got, self.fix = who, expected, got, fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross process borders: pickle would call the class with the message alone."""
+        return partial(type(self), expected=self.expected, got=self.got, fix=self.fix), (self.who,)
 
 
 class GraphError(HceError):

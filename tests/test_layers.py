@@ -16,7 +16,7 @@ PACKAGES = {"hce_engine": ROOT / "hce_engine", "hce_engine.kernels": ROOT / "ker
 
 # From low to high; a module belongs to the longest prefix that fits.
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "dtypes", "atomic", "threads"),
+    ("errors", "dtypes", "atomic", "threads", "machine"),
     ("numerics", "bitpack", "_native"),
     ("kernels",),
     ("graph", "preprocess"),
@@ -31,7 +31,7 @@ LAYERS: list[tuple[str, ...]] = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The engine is what a run is measured with at the end; nothing else of training may know it.
 TRAINING_MAY_RUN_ENGINE = {"hce_engine.training.evaluate"}
-NO_TORCH = ("errors", "dtypes", "atomic", "threads", "numerics", "bitpack", "_native", "graph", "preprocess", "artifact",
+NO_TORCH = ("errors", "dtypes", "atomic", "threads", "machine", "numerics", "bitpack", "_native", "graph", "preprocess", "artifact",
             "ledger", "images", "backends.reference", "plan")
 
 

@@ -13,13 +13,13 @@ from hce_engine.graph.passes import lower
 from hce_engine.preprocess import InputSpec
 
 from . import checkpoint
-from .run import IDENTITY, RESULT, read_json
+from .run import IDENTITY, MEMBERS, RESULT, read_json
 
 
 @dataclass(frozen=True)
 class RunMembers:
-    """members: ``q`` (integers), ``s`` and ``o`` (float, batch norms folded), each a graph with that one member.
-    roles: ``vote``, and ``reference`` for ``o``.  accuracy: fractions on the test set, as measured at the run's end.
+    """members: ``q`` (integers), ``s`` and ``o`` (float, batch norms folded), each a graph with that one member; those
+    that the recipe has.  roles: ``vote``, and ``reference`` for ``o`` beside others.  accuracy: fractions on the test set, as measured at the run's end.
     provenance: recipe, seed, digest, data, checkpoint and versions, as JSON values."""
 
     members: Mapping[str, Graph]
@@ -55,8 +55,12 @@ def members_of(run: str | Path) -> RunMembers:
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"run {run}", expected="run.json and result.json as this version writes them",
                               got=repr(error)[:120], fix="repeat the run in another folder") from None
-    members = {"q": checkpoint.load_graph(run / "q.pt")}
-    members |= {name: lower(checkpoint.load_graph(run / f"{name}.pt")) for name in ("s", "o")}
+    members = {}
+    for name in ("q", "s", "o"):
+        if (run / f"{name}.pt").exists():
+            graph = checkpoint.load_graph(run / f"{name}.pt")
+            members[name] = graph if name == "q" else lower(graph)
     provenance = {key: identity[key] for key in ("recipe", "recipe_digest", "arch", "checkpoint", "data", "versions")}
-    return RunMembers(members, {"q": "vote", "s": "vote", "o": "reference"}, spec, classes,
-                      {**provenance, "seed": seed}, accuracy)
+    provenance["members"] = read_json(run / MEMBERS)
+    roles = {name: "reference" if name == "o" and len(members) > 1 else "vote" for name in members}
+    return RunMembers(members, roles, spec, classes, {**provenance, "seed": seed}, accuracy)

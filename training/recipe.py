@@ -2,7 +2,8 @@
 
 Every key has a section, a type and a range; an unknown key, a wrong type or a value out of range is a RecipeError that
 names the file, the key and what is allowed. ``training/recipes/`` holds the recipes that ship; their names work
-wherever a path does.
+wherever a path does. ``extends = "other"`` starts from another recipe, whose keys the file then changes, and
+``drop = ["s"]`` leaves one of its sections out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ Check = tuple[Callable[[Any], bool], str]
 _AT_LEAST_0: Check = (lambda v: v >= 0, "at least 0")
 _AT_LEAST_1: Check = (lambda v: v >= 1, "at least 1")
 _POSITIVE: Check = (lambda v: v > 0, "above 0")
-_FRACTION: Check = (lambda v: 0 < v < 1, "between 0 and 1")
 _UNIT: Check = (lambda v: 0 <= v < 1, "at least 0 and below 1")
 _BITS: Check = (lambda v: 2 <= v <= 8, "2 to 8")
 
@@ -46,8 +46,9 @@ class DataSection:
 
     crop: ``padded`` (a window of the image padded by ``padding`` pixels: CIFAR) or ``resized`` (a random part of at least
     ``min_area`` of the image, of aspect 3/4 to 4/3, resized to ``size``: ImageNet, read from a folder image by image).
-    flip: mirror half of the images.  size: side of the network's input, 0 for that of the images.  workers: processes
-    that decode images; 0 decodes in the training process.
+    flip: mirror half of the images.  size: side of the network's input, 0 for that of the images; others are resized,
+    image files only.  workers: processes that decode images of ``resized``, at most as many as processors; 0 decodes in
+    the training process.
     """
 
     holdout: int = _key(_AT_LEAST_0, 5000)
@@ -67,7 +68,8 @@ class FitSection:
     lr over the warm-up, cosine down to lr/1000) or ``constant``.  warmup: share of the steps.  weight_decay: of
     convolution and linear weights only.  grad_clip: largest gradient norm, 0 for none.  ema: decay per step of a moving
     average of the weights that is scored and kept instead of the weights, 0 for none.  select: which epoch's weights are
-    kept, the ``best`` on the hold-out or the ``last``.
+    kept, the ``best`` on the hold-out or the ``last``.  repeat: another draw of this phase's randomness under one seed, as
+    for several networks quantized from one O.
     """
 
     epochs: int = _key(_AT_LEAST_0)
@@ -81,6 +83,7 @@ class FitSection:
     grad_clip: float = _key(_AT_LEAST_0, 0.0)
     ema: float = _key(_UNIT, 0.0)
     select: str = _key(_one_of("best", "last"), "best")
+    repeat: int = _key(_AT_LEAST_0, 0)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class PruneSection(FitSection):
     """S. ``epochs`` are those after the last pruning step; ``rounds`` steps precede, each with ``round_epochs``.
 
     flops_ratio: cost of the *ensemble* (Q and S) over the unpruned O, in the paper's convention; S gets what Q leaves, or
-    all of it in a recipe without [q].
+    all of it in a recipe without [q] (1: nothing is pruned, O is only trained on).
     granularity: ``filter`` (removed physically) or ``weight`` (set to zero and held there; the cost then counts the
     weights that are left, which only a sparse engine would save).
     criterion: what ranks filters, ``l1``, ``l2``, ``fpgm``, ``taylor`` or ``bn-scale``; or weights, ``l1`` or ``snip``.
@@ -127,7 +130,7 @@ class PruneSection(FitSection):
     multiple: widths are rounded down to it.  scoring_images: that ``taylor`` and ``snip`` take gradients of.
     """
 
-    flops_ratio: float = _key(_FRACTION, 0.568)
+    flops_ratio: float = _key((lambda v: 0 < v <= 1, "above 0 and at most 1"), 0.568)
     granularity: str = _key(_one_of("filter", "weight"), "filter")
     criterion: str = _key(_one_of("l1", "l2", "fpgm", "taylor", "bn-scale", "snip"), "l1")
     pruning: str = _key(_one_of("hard", "soft"), "hard")
@@ -272,7 +275,7 @@ def parse(values: Mapping[str, Any], name: str) -> Recipe:
         if key not in values and default is MISSING:
             raise RecipeError(who, expected=key, got="no such key", fix=f'add a line such as {key} = "resnet20"')
         top[key] = _checked(who, key, values.get(key, default), kind, check)
-    sections = {
+    sections: dict[str, Any] = {
         key: _section(who, key, kind, values.get(key, {})) if key in values or key not in ("q", "s") else None
         for key, kind in _SECTIONS.items()
     }
@@ -283,7 +286,9 @@ def parse(values: Mapping[str, Any], name: str) -> Recipe:
 
 def _check_together(who: str, recipe: Recipe) -> None:
     """What no single key can be blamed for."""
-    q, s, objective = recipe.q, recipe.s, recipe.objective
+    q, s, objective, data = recipe.q, recipe.s, recipe.objective, recipe.data
+    if data.crop == "resized" and not data.size:
+        raise RecipeError(who, expected="data.size above 0 with data.crop = resized", got="0", fix="give the input's side")
     if objective.w_ce + objective.w_diff == 0:
         raise RecipeError(who, expected="objective.w_ce or objective.w_diff above 0", got="both 0", fix="give S a loss")
     if q is not None and q.frozen_norm_epochs > q.epochs:
@@ -297,6 +302,8 @@ def _check_together(who: str, recipe: Recipe) -> None:
         if s.criterion not in allowed:
             raise RecipeError(who, expected=f"s.criterion of {', '.join(allowed)} for s.granularity = {s.granularity}",
                               got=s.criterion, fix="change one of the two")
+        if s.pruning == "soft" and s.granularity == "weight":
+            raise RecipeError(who, expected="s.pruning = hard for s.granularity = weight", got="soft", fix="change one of the two")
         if (s.allocation == "stages") != bool(s.stage_keep):
             raise RecipeError(who, expected="s.stage_keep exactly with s.allocation = stages",
                               got=f"{s.allocation} and {list(s.stage_keep)}", fix="give both or none")
@@ -312,15 +319,46 @@ def load_recipe(source: str | Path) -> Recipe:
 
     Raises RecipeError when there is no such file, it is not TOML, or a value does not fit.
     """
-    path = Path(source)
+    path = _find(source, Path())
+    return parse(_values(source, path, ()), path.stem)
+
+
+def changed(who: str, base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the keys of ``values`` in place of its own, section by section, without the sections in ``drop``."""
+    dropped = values.get("drop", [])
+    if not isinstance(dropped, list) or not set(dropped) <= {"q", "s"}:
+        raise RecipeError(who, expected='drop as a list of "q" and "s"', got=repr(dropped)[:80], fix="correct the value")
+    merged = {key: value for key, value in base.items() if key not in dropped}
+    for key, value in values.items():
+        if key != "drop":
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = {**merged[key], **value} if both else value
+    return merged
+
+
+def _find(source: str | Path, folder: Path) -> Path:
+    """The file that ``source`` names: beside ``folder``, or among the recipes that ship."""
+    path = folder / source
     shipped = RECIPES / f"{Path(source).name.removesuffix('.toml')}.toml"
-    if not path.is_file() and path.name == str(source) and shipped.is_file():
-        path = shipped
+    return shipped if not path.is_file() and Path(source).name == str(source) and shipped.is_file() else path
+
+
+def _values(source: str | Path, path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The keys of a file, on top of those of the recipe that it ``extends``."""
+    who = f"recipe {source}"
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"recipe {source}", expected="a readable TOML file or one of " + ", ".join(available()),
+        raise RecipeError(who, expected="a readable TOML file or one of " + ", ".join(available()),
                           got=error.strerror or str(error), fix="name an existing recipe") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {source}", expected="TOML", got=str(error), fix="correct the file") from None
-    return parse(values, path.stem)
+        raise RecipeError(who, expected="TOML", got=str(error), fix="correct the file") from None
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise RecipeError(who, expected="extends as the name of a recipe", got=repr(base)[:80], fix="correct the value")
+    other = _find(base, path.parent)
+    if path.resolve() in seen:
+        raise RecipeError(who, expected="recipes that do not extend each other", got=f"{path.name} twice", fix="break the circle")
+    return changed(who, _values(base, other, (*seen, path.resolve())), values)

@@ -1,4 +1,4 @@
-"""A whole training run: O, then Q, then S, then one look at the test set.
+"""A whole training run: the members of a recipe one after the other, then one look at the test set.
 
 ``train`` is resumable by stage and inside a stage: call it again with the same recipe, data and folder and it goes on
 where it was, to the same bits (given the same number of torch threads, by which sums are split). Everything below OUT
@@ -6,92 +6,54 @@ is written atomically:
 
     run.json        what the run is: recipe, architecture, data, input, classes; a second call must agree with it
     o.pt q.pt s.pt  the members as graphs, q as integers     q-module.pt, s-1.pt ...  what later stages start from
+    members.json    for each finished member: digest of the keys it depends on, code, machine, seconds
     state.pt        the phase in progress                    metrics.jsonl            one line per epoch
+    logits.npz      of every member on test set and hold-out, with the labels
     result.json     accuracy, diversity and cost, written last
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import platform
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import hce_engine
 from hce_engine.capture import capture
-from hce_engine.errors import CheckpointError, DataError, RecipeError, UnsupportedError
+from hce_engine.errors import CheckpointError, RecipeError, UnsupportedError
 from hce_engine.graph import Graph, merge
 from hce_engine.graph.passes import lower
-from hce_engine.images import load_labelled
 from hce_engine.ledger import ledger
 from hce_engine.preprocess import InputSpec
 
-from . import checkpoint
-from .data import Split, digits, mean_codes, stratified, to_split
+from . import checkpoint, distributed
+from .data import stratified
+from .datasets import input_for, read_data
 from .evaluate import evaluate_logits, frozen_logits
+from .folder_data import AnySplit, pixel_batches
 from .graph_module import GraphModule
 from .loop import predict
 from .models import load_checkpoint, resolve
 from .progress import MetricsLog, TrainingProgress
+from .provenance import hardware, versions
 from .recipe import Recipe, load_recipe
 from .stages import Run, original, pruned, quantized, require_budget
 
-DIGITS = "digits"
-RESULT, IDENTITY, FORMAT = "result.json", "run.json", 1
-_PRODUCED = ("run.json", "result.json", "metrics.jsonl", "*.pt")
+RESULT, IDENTITY, MEMBERS, LOGITS, FORMAT = "result.json", "run.json", "members.json", "logits.npz", 1
+_PRODUCED = (RESULT, IDENTITY, MEMBERS, LOGITS, "metrics.jsonl", "*.pt")
 
 
-def read_data(source: str | Path, seed: int) -> tuple[Split, Split]:
-    """``(train, test)``: ``digits``, or whatever :func:`hce_engine.images.load_labelled` reads.
-
-    Where a source has one set for both, a fifth of every class is set aside as the test set.
-    """
-    if str(source) == DIGITS:
-        return digits(seed)
-    parts = [load_labelled(source, split=name) for name in ("train", "test")]
-    if parts[0].class_names != parts[1].class_names:
-        raise DataError(f"data {source}", expected="the same classes for training and test",
-                        got=f"{len(parts[0].class_names)} and {len(parts[1].class_names)}", fix="correct the folders")
-    whole, test = (to_split(p.images, p.labels, p.class_names) for p in parts)
-    if torch.equal(whole.images, test.images):
-        rest, taken = stratified(whole.labels, len(whole) // 5, seed)
-        return whole.take(rest), whole.take(taken)
-    return whole, test
-
-
-def input_for(arch_input: InputSpec, split: Split) -> InputSpec:
-    """The architecture's own mean and std, at the size of the images."""
-    if arch_input.shape[0] != split.shape[0]:
-        raise DataError("training data", expected=f"images of {arch_input.shape[0]} channels, as the architecture takes",
-                        got=f"{split.shape[0]}", fix="convert the images, or give the model an input_spec")
-    spec = replace(arch_input, shape=split.shape)
-    mean_codes(spec)  # refuses float input
-    return spec
-
-
-def _fingerprint(split: Split) -> str:
-    digest = hashlib.sha256(split.labels.numpy().tobytes())
-    digest.update(split.images.contiguous().numpy().tobytes())
-    return f"{len(split)}x{'x'.join(map(str, split.shape))}:{digest.hexdigest()[:16]}"
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on beside the recipe and the data."""
-    return {"hce_engine": hce_engine.__version__, "torch": torch.__version__, "numpy": np.__version__,
-            "python": platform.python_version(), "torch_threads": str(torch.get_num_threads())}
-
-
-def _identity(recipe: Recipe, arch: str, source: Path | None, spec: InputSpec, train: Split, test: Split) -> dict[str, Any]:
+def _identity(recipe: Recipe, arch: str, source: Path | None, spec: InputSpec, train: AnySplit, test: AnySplit) -> dict[str, Any]:
     return {
         "format": FORMAT, "recipe": recipe.to_dict(), "recipe_digest": recipe.digest, "arch": arch,
         "checkpoint": {"name": source.name, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()} if source else None,
-        "data": {"train": _fingerprint(train), "test": _fingerprint(test)},
+        "data": {"train": train.fingerprint(), "test": test.fingerprint()},
         "input": json.loads(json.dumps(asdict(spec))), "classes": list(train.class_names), "versions": versions(),
     }
 
@@ -119,10 +81,11 @@ def _claim(out: Path, identity: Mapping[str, Any], resume: bool) -> None:
         checkpoint.write_json(path, identity)
         return
     before = read_json(path)
-    changed = [k for k in identity if k != "versions" and before.get(k) != identity[k]]
+    # The digest speaks for the recipe: a key that this version added at its default changes nothing.
+    changed = [k for k in identity if k not in ("versions", "recipe") and before.get(k) != identity[k]]
     if changed:
         raise RecipeError(f"resuming {out}", expected="the same run as the one in this folder",
-                          got="another " + ", ".join(changed), fix="choose another --out, or start over with --no-resume")
+                          got="another " + ", ".join(k.removesuffix("_digest") for k in changed), fix="choose another --out, or start over with --no-resume")
 
 
 def _device(name: str) -> torch.device:
@@ -130,18 +93,45 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError("training", expected="a CUDA device", got="none", fix="use --device cpu")
-    return torch.device(name)
+    return distributed.device_of(name)
+
+
+def _note_member(run: Run, name: str, donor: Mapping[str, Any] | None = None) -> None:
+    """Enters a finished member in members.json, with what the run that made it entered if it was another."""
+    path = run.out / MEMBERS
+    notes = read_json(path) if path.exists() else {}
+    if name not in notes:
+        notes[name] = donor or {"digest": run.recipe.member_digest(name), "hardware": hardware(run.device), **versions()}
+        checkpoint.write_json(path, notes)
+
+
+def _adopt(run: Run, identity: Mapping[str, Any], donors: Sequence[Path]) -> None:
+    """Copies from other runs the members that they share with this one: same keys, architecture, checkpoint and data."""
+    for name in run.recipe.members:
+        for donor in donors:
+            if (run.out / f"{name}.pt").exists() or not (donor / MEMBERS).exists():
+                continue
+            theirs, notes = read_json(donor / IDENTITY), read_json(donor / MEMBERS)
+            same = all(theirs.get(key) == identity[key] for key in ("arch", "checkpoint", "data", "input"))
+            if not same or notes.get(name, {}).get("digest") != run.recipe.member_digest(name):
+                continue
+            for file in [donor / "q-module.pt"] * (name == "q") + [donor / f"{name}.pt"]:
+                checkpoint.write_bytes(run.out / file.name, file.read_bytes())
+            _note_member(run, name, notes[name])
+            run.progress.line(f"{name:<9} taken from {donor}")
 
 
 def train(
     recipe: Recipe | str | Path, data: str | Path, out: str | Path, *, arch: str | None = None,
-    checkpoint_path: str | Path | None = None, resume: bool = True, device: str = "cpu", progress: bool = True,
+    checkpoint_path: str | Path | None = None, reuse: Sequence[str | Path] = (), resume: bool = True, device: str = "cpu",
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Runs ``recipe`` on ``data`` into the folder ``out``; returns what result.json holds.
 
-    data: a folder or file for :func:`hce_engine.images.load_labelled`, or ``digits``.  arch: wins over the recipe's.
-    checkpoint_path: O is read from it instead of being trained.  Raises RecipeError, DataError, CheckpointError, and
-    UnsupportedError for a device that is not there.
+    data: see :func:`training.datasets.read_data`.  arch: wins over the recipe's.
+    checkpoint_path: O is read from it instead of being trained.  reuse: other runs; members that depend on the same keys
+    and data are copied from them.  Raises RecipeError, DataError, CheckpointError, and UnsupportedError for a device that
+    is not there.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     source = Path(checkpoint_path) if checkpoint_path is not None else None
@@ -150,42 +140,89 @@ def train(
                           fix="give --checkpoint FILE, or use a recipe that trains O")
     if source is not None and not source.is_file():
         raise CheckpointError(f"checkpoint {source}", expected="a file", got="nothing there", fix="check the path")
+    for donor in reuse:
+        if not (Path(donor) / IDENTITY).is_file():
+            raise CheckpointError(f"--reuse {donor}", expected="the folder of a training run", got="no run.json",
+                                  fix="name the folder that `hce train --out` wrote")
     out, arch, target = Path(out), arch or recipe.arch, _device(device)
-    whole, test = read_data(data, recipe.seed)
+    whole, test = read_data(data, recipe.data, recipe.seed)
     module, architecture = resolve(arch, whole.classes)
-    spec = input_for(architecture.input, whole)
+    spec = input_for(architecture.input, whole, recipe.data)
     if source is not None:
         load_checkpoint(module, source, architecture.renames)  # a wrong one is refused before a folder is claimed
-    require_budget(recipe, capture(module.eval(), spec, member="o"), whole.images[:16].permute(0, 3, 1, 2))
+    require_budget(recipe, capture(module.eval(), spec, member="o"), whole.sample(torch.arange(min(16, len(whole)))))
     training, holdout = whole, None
     if recipe.data.holdout:
         rest, taken = stratified(whole.labels, recipe.data.holdout, recipe.seed)
         training, holdout = whole.take(rest), whole.take(taken).to(target)
-    _claim(out, _identity(recipe, arch, source, spec, whole, test), resume)
-    if all((out / name).exists() for name in (RESULT, "o.pt", "q.pt", "s.pt")):  # a member that was deleted is made again
-        return read_json(out / RESULT)
-    with TrainingProgress(progress) as bar:
+    identity = _identity(recipe, arch, source, spec, whole, test)
+    with distributed.joined(target), TrainingProgress(progress) as bar:
+        if distributed.is_first():
+            _claim(out, identity, resume)
+        distributed.wait_for_all()
+        finished = (RESULT, LOGITS, *(f"{name}.pt" for name in recipe.members))
+        if all((out / name).exists() for name in finished):  # a member that was deleted is made again
+            return read_json(out / RESULT)
         run = Run(recipe, arch, source, out, spec, training.to(target), holdout, MetricsLog(out / "metrics.jsonl"), bar, target)
-        o = original(run)
-        q, twin = quantized(run, o)
-        s = pruned(run, o, q, twin)
+        if distributed.is_first():
+            _adopt(run, identity, [Path(donor) for donor in reuse])
+        distributed.wait_for_all()
+        graphs = make_members(run)
         bar.line("evaluating on the test set")
-        result = evaluate_run({"o": o, "q": q, "s": s}, spec, test.to(target))
+        result = evaluate_run(graphs, spec, test.to(target), holdout, out / LOGITS)
     checkpoint.write_json(out / RESULT, result)
-    (out / "state.pt").unlink(missing_ok=True)
+    if distributed.is_first():
+        (out / "state.pt").unlink(missing_ok=True)
     return result
 
 
-def evaluate_run(graphs: Mapping[str, Graph], spec: InputSpec, test: Split) -> dict[str, Any]:
-    """Metrics of ``o``, ``q``, ``s`` and of the ensemble of q and s on ``test``, and the ledger, as JSON values."""
-    images = test.images.cpu().numpy()
-    logits = {
-        name: frozen_logits(graph, spec, images) if name == "q"
-        else predict(GraphModule(graph).to(test.images.device), test).cpu().numpy()
-        for name, graph in graphs.items()
-    }
-    merged = merge({name: graph if name == "q" else lower(graph) for name, graph in graphs.items()}, {"o": "reference"})
-    return {
-        "schema_version": 1, **evaluate_logits(logits, test.labels.cpu().numpy(), voters=["q", "s"]),
+def make_members(run: Run) -> dict[str, Graph]:
+    """Every member of the recipe, in order."""
+    graphs = {"o": original(run)}
+    _note_member(run, "o")
+    q, twin = None, None
+    if run.recipe.q is not None:
+        q, twin = quantized(run, graphs["o"])
+        graphs["q"] = q
+        _note_member(run, "q")
+    if run.recipe.s is not None:
+        graphs["s"] = pruned(run, graphs["o"], q, twin)
+        _note_member(run, "s")
+    return graphs
+
+
+def evaluate_run(
+    graphs: Mapping[str, Graph], spec: InputSpec, test: AnySplit, holdout: AnySplit | None, logits_path: Path
+) -> dict[str, Any]:
+    """Metrics of each member and of the ensemble of q and s on ``test``, and the ledger, as JSON values.
+
+    With a hold-out, temperatures are fitted on it, and ``holdout`` holds its accuracies, which selection may look at.
+    ``logits_path`` gets all logits.
+    """
+    voters = [name for name in graphs if name != "o"] or ["o"]
+
+    def on(split: AnySplit) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        return {name: member_logits(graph, spec, split) for name, graph in graphs.items()}, split.labels.cpu().numpy()
+
+    measured = {"test": on(test)} | ({"holdout": on(holdout)} if holdout is not None else {})
+    arrays = {f"{key}/{name}": z for key, (logits, _) in measured.items() for name, z in logits.items()}
+    arrays |= {f"{key}/labels": labels for key, (_, labels) in measured.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    checkpoint.write_bytes(logits_path, buffer.getvalue())
+    roles = {"o": "reference"} if voters != ["o"] else {}
+    merged = merge({name: graph if name == "q" else lower(graph) for name, graph in graphs.items()}, roles)
+    result = {
+        "schema_version": 1, **evaluate_logits(*measured["test"], voters, holdout=measured.get("holdout")),
         "ledger": ledger(merged),
     }
+    if holdout is not None:
+        result["holdout"] = {"accuracy": evaluate_logits(*measured["holdout"], voters)["accuracy"]}
+    return result
+
+
+def member_logits(graph: Graph, spec: InputSpec, split: AnySplit) -> np.ndarray:
+    """float32 ``(N, classes)`` on the CPU; of a quantized member from its integers."""
+    if any(node.op == "qconv2d" for node in graph.nodes):
+        return frozen_logits(graph, spec, pixel_batches(split))
+    return predict(GraphModule(graph).to(split.device), split).cpu().numpy()

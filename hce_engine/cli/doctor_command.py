@@ -39,6 +39,7 @@ def command(json_path: Path | None, device: str) -> int:
 def _facts(device: str) -> dict[str, Any]:
     from .. import __version__, _native
     from ..errors import HceError
+    from ..machine import processor
     from ..threads import available_threads
 
     built, reason = _native.available()
@@ -77,15 +78,6 @@ def _choice(device: str) -> str:
         raise UnsupportedError("device cuda", expected="auto, cpu or reference", got="cuda",
                                fix="choose one of these; this version has no CUDA kernels")
     return f"cpu: {_native.choose_isa()} kernels"
-
-
-def processor() -> str:
-    """What the operating system calls the processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
 
 
 def _cuda_device() -> str:

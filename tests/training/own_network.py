@@ -35,7 +35,7 @@ def coarse(num_classes: int) -> Small:
 
 
 def recipe(**changes: object) -> Recipe:
-    """Seconds of training; tables in ``changes`` are merged into the sections."""
+    """Seconds of training; tables in ``changes`` are merged into the sections, None removes one."""
     values: dict = {
         "arch": f"{__name__}:Small",
         "data": {"holdout": 15, "padding": 1},
@@ -45,4 +45,4 @@ def recipe(**changes: object) -> Recipe:
     }
     for key, value in changes.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-    return parse(values, "test")
+    return parse({key: value for key, value in values.items() if value is not None}, "test")

@@ -132,7 +132,7 @@ def test_another_recipe_in_the_same_folder_is_refused(data: Path, tmp_path: Path
     kill_after(monkeypatch, 1)
     with pytest.raises(Killed):
         go(data, tmp_path / "run")
-    with pytest.raises(RecipeError, match="another recipe, recipe_digest"):
+    with pytest.raises(RecipeError, match="another recipe;"):
         go(data, tmp_path / "run", recipe=recipe(o={"lr": 0.06}))
     assert is_run(tmp_path / "run")
     with pytest.raises(CheckpointError, match="finished run"):
@@ -146,6 +146,67 @@ def test_o_from_a_checkpoint_is_not_trained(data: Path, tmp_path: Path) -> None:
     graph = checkpoint.load_graph(tmp_path / "run" / "o.pt")
     stem = next(n for n in graph.nodes if n.op == "conv2d")
     assert np.array_equal(stem.params["weight"], network.stem.weight.detach().numpy())
+
+
+def trained(out: Path) -> list[str]:
+    """The phases that this folder saw, each once."""
+    log = out / "metrics.jsonl"
+    return list(dict.fromkeys(json.loads(line)["phase"] for line in log.read_text().splitlines())) if log.exists() else []
+
+
+def test_logits_are_kept_with_their_labels(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    with np.load(finished / "logits.npz") as arrays:
+        assert set(arrays.files) == {f"{split}/{name}" for split in ("test", "holdout") for name in ("o", "q", "s", "labels")}
+        for name in "oqs":
+            right = int((arrays[f"test/{name}"].argmax(1) == arrays["test/labels"]).sum())
+            assert right == result["correct"][name] and arrays[f"holdout/{name}"].shape == (15, 3)
+    assert set(result["holdout"]["accuracy"]) == {"o", "q", "s", "ensemble"} and set(result["scaled"]) >= {"o", "q", "s"}
+
+
+def test_members_are_taken_from_a_run_that_made_them_in_the_same_way(data: Path, finished: Path, tmp_path: Path) -> None:
+    go(data, tmp_path / "kd", recipe=recipe(objective={"reading": "kd"}), reuse=[finished])
+    assert trained(tmp_path / "kd") == ["s-1", "s-2", "s"]
+    notes = [json.loads((run / "members.json").read_text()) for run in (finished, tmp_path / "kd")]
+    assert notes[0]["q"] == notes[1]["q"] and notes[0]["s"]["digest"] != notes[1]["s"]["digest"]
+    assert (tmp_path / "kd" / "o.pt").read_bytes() == (finished / "o.pt").read_bytes()
+    # Another learning rate of Q makes another Q, and so another S.
+    go(data, tmp_path / "q", recipe=recipe(q={"lr": 0.02}), reuse=[tmp_path / "kd", finished])
+    assert trained(tmp_path / "q") == ["q", "s-1", "s-2", "s"]
+    # Other data: nothing is shared.
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "other.npz", **{k: arrays[k][::-1] for k in arrays.files})
+    go(tmp_path / "other.npz", tmp_path / "other", recipe=recipe(q=None, s=None), reuse=[finished])
+    assert trained(tmp_path / "other") == ["o"]
+    with pytest.raises(CheckpointError, match="training run"):
+        go(data, tmp_path / "x", reuse=[tmp_path / "nothing"])
+
+
+def test_a_recipe_may_make_fewer_members(data: Path, finished: Path, tmp_path: Path) -> None:
+    result = go(data, tmp_path / "o", recipe=recipe(q=None, s=None), reuse=[finished])
+    assert set(result["accuracy"]) == {"o", "ensemble"} and result["accuracy"]["o"] == result["accuracy"]["ensemble"]
+    assert members_of(tmp_path / "o").roles == {"o": "vote"}
+    result = go(data, tmp_path / "s", recipe=recipe(q=None, objective={"reading": "kd"}), reuse=[finished])
+    assert set(result["accuracy"]) == {"o", "s", "ensemble"} and 0.5 < result["ledger"]["flops_ratio"] <= 0.7
+    result = go(data, tmp_path / "q", recipe=recipe(s=None), reuse=[finished])
+    assert members_of(tmp_path / "q").roles == {"q": "vote", "o": "reference"} and result["ledger"]["flops_ratio"] < 0.4
+
+
+def test_progressive_widths_come_before_the_final_one(data: Path, finished: Path, tmp_path: Path) -> None:
+    changes = {"weight_bits": 3, "progressive": [5, 4], "progressive_epochs": 1}
+    go(data, tmp_path / "run", recipe=recipe(q=changes, s=None), reuse=[finished])
+    # Activations stay at their 4 bits where a width goes below.
+    assert trained(tmp_path / "run") == ["q-w5a5", "q-w4a4", "q"]
+    bits = {tuple(n.attrs["bits"]) for n in checkpoint.load_graph(tmp_path / "run" / "q.pt").nodes if n.op == "qconv2d"}
+    assert (3, 4) in bits
+
+
+def test_cached_teachers_give_the_loss_of_computed_ones(data: Path, finished: Path, tmp_path: Path) -> None:
+    go(data, tmp_path / "run", recipe=recipe(objective={"cached_augmentations": 2}), reuse=[finished])
+    assert trained(tmp_path / "run") == ["s-1", "s-2", "s"]
+    tables = checkpoint.load(tmp_path / "run" / "teachers.pt")
+    assert [tables[k].shape for k in ("0", "1")] == [(2, 75, 3)] * 2
+    assert not torch.equal(tables["0"], tables["1"]), "O and Q are different networks"
 
 
 def test_post_training_quantization_alone(data: Path, tmp_path: Path) -> None:
