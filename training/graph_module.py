@@ -9,8 +9,9 @@ Keys of the ``state_dict`` are node names, dots included: node ``layer1.0.conv1`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -172,6 +173,15 @@ def require_float_member(graph: Graph, who: str) -> Graph:
     return verify(graph)
 
 
+def last_read(reads: Sequence[Sequence[int]], output: int) -> tuple[tuple[int, ...], ...]:
+    """For every step of a pass, the values that nobody reads after it: they can be dropped. ``output`` never is.
+
+    reads: for every step, the positions of the values that it reads.
+    """
+    last = {value: step for step, values in enumerate(reads) for value in values if value != output}
+    return tuple(tuple(value for value, step in last.items() if step == at) for at in range(len(reads)))
+
+
 class GraphModule(nn.Module):
     """The trainable form of a single-member float graph.
 
@@ -194,6 +204,7 @@ class GraphModule(nn.Module):
             attach(self, node.name, module)
             steps.append((module, tuple(position[name] for name in node.inputs)))
         self._steps = tuple(steps)
+        self._finished = last_read([inputs for _, inputs in steps], self.output)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @staticmethod
@@ -211,10 +222,12 @@ class GraphModule(nn.Module):
         return Apply(function)
 
     def forward(self, x: Tensor) -> Tensor:
-        values = [x]
-        for module, inputs in self._steps:
+        values: list[Tensor | None] = [x]
+        for (module, inputs), finished in zip(self._steps, self._finished, strict=True):
             values.append(module(*[values[i] for i in inputs]))
-        return values[self.output]
+            for i in finished:  # without gradients, memory holds what is still to be read and no more
+                values[i] = None
+        return cast(Tensor, values[self.output])
 
     def of(self, name: str) -> nn.Module:
         """The module of the node ``name``."""

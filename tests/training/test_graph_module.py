@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from hce_engine.backends import reference
 from hce_engine.errors import GraphError, UnsupportedError
 from hce_engine.graph import Graph, Member, Node, merge
-from hce_engine.training.graph_module import GraphModule
+from hce_engine.training.graph_module import GraphModule, last_read
 
 from .float_graphs import GRAPHS, Builder, pictures, residual
 
@@ -90,3 +91,20 @@ def test_refuses_what_it_cannot_train() -> None:
     node = Node("code", "qrecode", ("image",), replace(graph.input.spec), {"qmin": 0, "qmax": 255, "k": 65536})
     with pytest.raises(UnsupportedError, match="qrecode"):
         GraphModule(Graph((graph.input, node), (Member("o", "code"),)))
+
+
+def test_values_are_dropped_after_their_last_reader() -> None:
+    assert last_read([(0,), (1, 0), (1,), (2, 3)], output=4) == ((), (0,), (1,), (2, 3))
+    assert last_read([(0,), (1,), (1,)], output=1) == ((0,), (), ())
+    module, seen, alive = GraphModule(residual()).eval(), [], []
+
+    def watch(_: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        seen.append(weakref.ref(output))
+        alive.append(sum(ref() is not None for ref in seen))
+
+    for node in module.graph.nodes[1:]:
+        module.of(node.name).register_forward_hook(watch)
+    with torch.no_grad():
+        module(torch.from_numpy(pictures(2)))
+    assert len(alive) > 20
+    assert max(alive) <= 4  # a block's input, its shortcut, an operand and a result

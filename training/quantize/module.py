@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from hce_engine.graph import Graph
-from hce_engine.training.graph_module import Apply, attach, function_of, require_float_member
+from hce_engine.training.graph_module import Apply, attach, function_of, last_read, require_float_member
 
 from .layout import EDGE_BITS, Layout, Step, layout
 from .methods import Method, method_of
@@ -84,10 +84,7 @@ class QuantModule(nn.Module):
             attach(self, step.name, module)
             steps.append((step, module, tuple(position[name] for name in step.inputs)))
         self._steps = tuple(steps)
-        last = {i: reader for reader, (_, _, positions) in enumerate(steps) for i in positions}
-        self._finished = tuple(
-            tuple(i for i, reader in last.items() if reader == at and i != self.output) for at in range(len(steps))
-        )
+        self._finished = last_read([positions for _, _, positions in steps], self.output)
         self.bn_frozen = False
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
