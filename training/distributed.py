@@ -26,8 +26,8 @@ from hce_engine.errors import UnsupportedError
 
 
 def share() -> tuple[int, int]:
-    """(rank, number of processes) of this process; (0, 1) without torchrun."""
-    if "WORLD_SIZE" not in os.environ:
+    """(rank, number of processes) of this process; (0, 1) without torchrun, whatever else sets these variables."""
+    if not torch.distributed.is_torchelastic_launched():
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
@@ -44,7 +44,7 @@ def device_of(kind: str) -> torch.device:
     """
     if kind != "cuda":
         return torch.device(kind)
-    number = int(os.environ.get("LOCAL_RANK", 0))
+    number = int(os.environ["LOCAL_RANK"]) if share()[1] > 1 else 0
     if number >= torch.cuda.device_count():
         raise UnsupportedError("training", expected=f"CUDA device {number} for process {number} of this machine",
                                got=f"{torch.cuda.device_count()} devices",
@@ -60,7 +60,9 @@ def joined(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        torch.distributed.init_process_group("nccl", device_id=device)
+    else:
+        torch.distributed.init_process_group("gloo")
     try:
         yield
     finally:

@@ -26,21 +26,21 @@ from .shared_training import KILLED, OPTIONS, batches
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launch(arguments: list[str], processes: int = 2) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def launch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launcher, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100, env=environment)
+    return subprocess.run([*launcher, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
 
 
-def together(out: Path, processes: int = 2, stop: int = 0) -> list[dict[str, Tensor]]:
-    """The weights of every process; none if they were killed after ``stop`` steps."""
+def together(out: Path, stop: int = 0) -> list[dict[str, Tensor]]:
+    """The weights of both processes; none if they were killed after ``stop`` steps."""
     out.mkdir(exist_ok=True)
-    done = launch(["-m", "tests.training.shared_training", str(out), str(stop)], processes)
+    done = launch(["-m", "tests.training.shared_training", str(out), str(stop)])
     if stop:
         assert f"exitcode  : {KILLED}" in done.stderr
         return []
     assert done.returncode == 0, done.stderr[-2000:]
-    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
+    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def statistics(module: nn.Module) -> list[Tensor]:
@@ -53,12 +53,12 @@ def mean_into_first(tensors: list[list[Tensor]], counts: list[int]) -> None:
         parts[0].copy_(sum(n * t for n, t in zip(counts, parts, strict=True)) / sum(counts))
 
 
-def by_one_process(processes: int) -> dict[str, Tensor]:
+def by_one_process() -> dict[str, Tensor]:
     """The same training, one share after the other."""
-    modules = [GraphModule(residual()).train() for _ in range(processes)]
+    modules = [GraphModule(residual()).train() for _ in range(2)]
     optimizer, average = Sgd(modules[0], OPTIONS), MovingAverage(modules[0], OPTIONS.ema)
     generators = [torch.Generator().manual_seed(7) for _ in modules]
-    shares = [batches((rank, processes)) for rank in range(processes)]
+    shares = [batches((rank, 2)) for rank in range(2)]
     total, done = shares[0].steps * OPTIONS.epochs, 0
     for _ in range(OPTIONS.epochs):
         for parts in zip(*(s.epoch(g) for s, g in zip(shares, generators, strict=True)), strict=True):
@@ -87,7 +87,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
 def test_two_processes_are_one_that_averages(two: tuple[Path, list[dict[str, Tensor]]]) -> None:
     _, (first, second) = two
     assert all(torch.equal(v, second[k]) for k, v in first.items())
-    for key, value in by_one_process(2).items():
+    for key, value in by_one_process().items():
         torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-6)
 
 
@@ -104,14 +104,6 @@ def test_processes_killed_and_started_again_end_in_the_same_bits(
     together(tmp_path, stop=5)
     for weights in together(tmp_path):
         assert all(torch.equal(v, two[1][0][k]) for k, v in weights.items())
-
-
-@pytest.mark.slow
-def test_shares_of_different_size_weigh_what_they_hold(tmp_path: Path) -> None:
-    first, second, third = together(tmp_path, processes=3)
-    assert all(torch.equal(v, second[k]) and torch.equal(v, third[k]) for k, v in first.items())
-    for key, value in by_one_process(3).items():
-        torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -144,9 +136,13 @@ def test_alone_nothing_is_exchanged() -> None:
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
+def rank_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(name, value)
+
+
 def test_other_processes_write_and_show_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    rank_one_of_two(monkeypatch)
     assert distributed.share() == (1, 2) and not distributed.is_first()
     checkpoint.write_json(tmp_path / "a.json", {})
     MetricsLog(tmp_path / "metrics.jsonl").append({"phase": "o", "epoch": 0})
@@ -158,7 +154,8 @@ def test_other_processes_write_and_show_nothing(tmp_path: Path, monkeypatch: pyt
 
 def test_every_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert distributed.device_of("cuda") == torch.device("cuda", 0)
+    rank_one_of_two(monkeypatch)
     assert distributed.device_of("cuda") == torch.device("cuda", 1)
     assert distributed.device_of("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")

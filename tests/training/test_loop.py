@@ -123,6 +123,22 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_bfloat16_steps_train_float32_weights(tmp_path: Path) -> None:
+    seen = []
+
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        seen.append(logits.dtype)
+        return F.cross_entropy(logits, batch.labels)
+
+    options = replace(OPTIONS, epochs=8)
+    module = fit(GraphModule(residual()), phase(tmp_path / "bf16", options=options, precision="bf16", loss=loss))
+    exact = fit(GraphModule(residual()), phase(tmp_path / "fp32", options=options))
+    assert set(seen) == {torch.float32} and all(p.dtype == torch.float32 for p in module.parameters())
+    assert not same(module, exact)
+    losses = [r["loss"] for r in records(tmp_path / "bf16")]
+    assert losses[-1] < losses[0]
+
+
 def test_the_best_epoch_on_the_holdout_is_kept(tmp_path: Path) -> None:
     values = iter([0.2, 0.9, 0.5])
     seen = []
