@@ -104,5 +104,5 @@ class CapturedStep:
             update.optimizer.zero_grad()  # gradients that the graph itself allocates stay where it expects them
             self._graph = torch.cuda.CUDAGraph()
             # Only this thread is watched for calls that a capture forbids: a loader's thread may be pinning memory.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 step(update, self._batch)
