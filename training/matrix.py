@@ -4,6 +4,7 @@ A TOML file such as::
 
     recipe = "hce-resnet20-cifar10"     # the base: a file, or a recipe that ships
     seeds = [0, 1, 2]
+    control = "hce-kd"                  # the row that all others are compared with, image by image
 
     [rows.q-w3a3]                       # a run of its own per seed
     title = "Q, LSQ W3A3"
@@ -33,7 +34,7 @@ from .recipe import Recipe, changed, load_recipe, parse
 
 MATRICES = Path(__file__).resolve().parent / "matrices"
 MEMBERS = ("o", "q", "s", "ensemble")
-_TOP = ("recipe", "seeds", "rows", "ensembles")
+_TOP = ("recipe", "seeds", "control", "rows", "ensembles")
 _ENSEMBLE = ("title", "members", "across_seeds")
 
 
@@ -60,6 +61,7 @@ class Homogeneous:
 class Matrix:
     name: str
     seeds: tuple[int, ...]
+    control: str | None
     rows: tuple[Row, ...]
     ensembles: tuple[Homogeneous, ...]
 
@@ -103,7 +105,10 @@ def load_matrix(source: str | Path) -> Matrix:
         for name, row in values.get("rows", {}).items()
     )
     made = {row.name: row.recipes[0].members for row in rows}
-    return Matrix(path.stem, seeds, rows, tuple(
+    control = values.get("control")
+    if control is not None and control not in made:
+        raise RecipeError(who, expected="control as the name of a row", got=repr(control), fix="one of " + ", ".join(made))
+    return Matrix(path.stem, seeds, control, rows, tuple(
         _homogeneous(f"{who}, ensemble {name}", name, value, made) for name, value in values.get("ensembles", {}).items()
     ))
 

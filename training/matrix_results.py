@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from hce_engine.backends.reference import mean_logits
+
 from .evaluate import evaluate_logits
 from .matrix import Homogeneous, Matrix, Row, folder
 from .matrix_run import jobs_of
@@ -60,8 +62,11 @@ def _seconds(path: Path) -> dict[str, float]:
 def results(matrix: Matrix, out: Path, *, dataset: str, command_line: str) -> dict[str, Any]:
     """The JSON value. ``command_line``: what a reader types to repeat it; ``dataset``: its name in tables."""
     runs = {(job.out.name): _Run(job.out) for job in jobs_of(matrix, out) if job.finished}
-    rows = [_trained(matrix, row, runs) for row in matrix.rows]
-    rows += [_homogeneous(matrix, ensemble, runs) for ensemble in matrix.ensembles]
+    wrong: dict[tuple[str, int], np.ndarray] = {}
+    rows = [_trained(matrix, row, runs, wrong) for row in matrix.rows]
+    rows += [_homogeneous(matrix, ensemble, runs, wrong) for ensemble in matrix.ensembles]
+    for row in rows:
+        _compare(row, matrix.control, wrong)
     archs = sorted({recipe.arch for row in matrix.rows for recipe in row.recipes})
     return {
         "schema_version": SCHEMA_VERSION, "matrix": matrix.name, "dataset": dataset, "arch": ", ".join(archs),
@@ -69,11 +74,27 @@ def results(matrix: Matrix, out: Path, *, dataset: str, command_line: str) -> di
     }
 
 
-def _measured(per_seed: Sequence[tuple[int, list[tuple[_Run, str]]]]) -> dict[str, Any]:
-    """Metrics of the mean of the given members, one entry per seed, and what they cost together."""
+def _compare(row: dict[str, Any], control: str | None, wrong: Mapping[tuple[str, int], np.ndarray]) -> None:
+    """Against the control of the same seed: images that only this row, and only the control, got right."""
+    shared = [seed for seed in row["seeds"] if control is not None and (control, seed) in wrong and (row["row"], seed) in wrong]
+    if shared and row["row"] != control:
+        pairs = [(wrong[row["row"], seed], wrong[str(control), seed]) for seed in shared]
+        row["control"] = {
+            "row": control, "seeds": shared, "only_this_right": [int((b & ~a).sum()) for a, b in pairs],
+            "only_control_right": [int((a & ~b).sum()) for a, b in pairs],
+        }
+
+
+def _measured(
+    row: str, per_seed: Sequence[tuple[int, list[tuple[_Run, str]]]], wrong: dict[tuple[str, int], np.ndarray]
+) -> dict[str, Any]:
+    """Metrics of the mean of the given members, one entry per seed, and what they cost together.
+
+    ``wrong[row, seed]`` gets which test images the mean is wrong on, bool ``(N,)``.
+    """
     columns: dict[str, list[Any]] = {key: [] for key in ("accuracy", "correct", "interval", *_METRICS, "holdout", "pairs")}
     members: dict[str, list[float]] = {}
-    for _, parts in per_seed:
+    for seed, parts in per_seed:
         names = [f"{member}{i}" if len(parts) > 1 else member for i, (_, member) in enumerate(parts)]
         split = {}
         for key in ("test", "holdout"):
@@ -81,6 +102,8 @@ def _measured(per_seed: Sequence[tuple[int, list[tuple[_Run, str]]]]) -> dict[st
             if labels is not None:
                 logits = {name: run.logits(key, member) for name, (run, member) in zip(names, parts, strict=True)}
                 split[key] = evaluate_logits(logits, labels)
+                if key == "test":
+                    wrong[row, seed] = mean_logits(list(logits.values())).argmax(1) != labels
         ensemble = split["test"]["members"]["ensemble"]
         for key in ("accuracy", "correct", "interval", *_METRICS):
             columns[key].append(ensemble[key])
@@ -114,7 +137,9 @@ def epochs_of(recipe: Recipe) -> dict[str, int]:
     return epochs
 
 
-def _trained(matrix: Matrix, row: Row, runs: Mapping[str, _Run]) -> dict[str, Any]:
+def _trained(
+    matrix: Matrix, row: Row, runs: Mapping[str, _Run], wrong: dict[tuple[str, int], np.ndarray]
+) -> dict[str, Any]:
     recipe = row.recipes[0]
     voters = [name for name in recipe.members if name != "o"] or ["o"]
     told: dict[str, Any] = {
@@ -131,13 +156,15 @@ def _trained(matrix: Matrix, row: Row, runs: Mapping[str, _Run]) -> dict[str, An
              if folder(Path(), row.name, seed).name in runs]
     if not found:
         return told | {"status": "not run", "seeds": []}
-    measured = _measured([(seed, [(run, name) for name in voters]) for seed, run in found])
+    measured = _measured(row.name, [(seed, [(run, name) for name in voters]) for seed, run in found], wrong)
     seconds = {name: [run.phases[name] for _, run in found if name in run.phases] for name in recipe.members}
     return told | {"status": "run", "seeds": [seed for seed, _ in found], **measured, "seconds": seconds,
                    **_made_by([run for _, run in found], recipe.members)}
 
 
-def _homogeneous(matrix: Matrix, ensemble: Homogeneous, runs: Mapping[str, _Run]) -> dict[str, Any]:
+def _homogeneous(
+    matrix: Matrix, ensemble: Homogeneous, runs: Mapping[str, _Run], wrong: dict[tuple[str, int], np.ndarray]
+) -> dict[str, Any]:
     told = {"row": ensemble.name, "title": ensemble.title, "kind": "homogeneous",
             "members": [f"{row}:{member}" for row, member in ensemble.members], "across_seeds": ensemble.across_seeds}
 
@@ -153,7 +180,7 @@ def _homogeneous(matrix: Matrix, ensemble: Homogeneous, runs: Mapping[str, _Run]
     whole = [(seeds, [p for p in found if p is not None]) for seeds, found in groups if None not in found]
     if not whole:
         return told | {"status": "not run", "seeds": []}
-    measured = _measured([(seeds[0], found) for seeds, found in whole])
+    measured = _measured(ensemble.name, [(seeds[0], found) for seeds, found in whole], wrong)
     used = [run for _, found in whole for run, _ in found]
     return told | {"status": "run", "seeds": [s for seeds, _ in whole for s in seeds], **measured,
                    **_made_by(used, [member for _, member in ensemble.members])}

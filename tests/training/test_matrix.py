@@ -43,6 +43,7 @@ flops_ratio = 0.7
 MATRIX = """
 recipe = "base.toml"
 seeds = [0, 1]
+control = "kd"
 [rows.o]
 title = "O"
 drop = ["q", "s"]
@@ -103,6 +104,11 @@ def test_results_are_those_of_the_runs(done: tuple[Matrix, Path]) -> None:
     assert rows["hce"]["member_accuracy"]["q"] == [
         json.loads((out / f"hce-s{s}" / "result.json").read_text())["accuracy"]["q"] for s in (0, 1)
     ]
+    # Image by image against the control: the difference of the two counts is that of the accuracies.
+    versus = rows["hce"]["control"]
+    assert versus["row"] == "kd" and "control" not in rows["kd"]
+    gain = np.subtract(versus["only_this_right"], versus["only_control_right"])
+    assert gain.tolist() == np.subtract(rows["hce"]["correct"], rows["kd"]["correct"]).tolist()
     # The mean of the two O, by hand.
     arrays = [np.load(out / f"o-s{s}" / "logits.npz") for s in (0, 1)]
     mean = (arrays[0]["test/o"] + arrays[1]["test/o"]) / 2
@@ -150,6 +156,7 @@ def test_shipped_matrices_load(path: Path) -> None:
         (('"hce:q"', '"hce:x"'), "got hce:x"),
         (('members = ["o:o"]', 'members = ["o:o", "hce:o"]'), "exactly one of them"),
         (('drop = ["q", "s"]', 'drop = ["o"]'), 'drop as a list of "q" and "s"'),
+        (('control = "kd"', 'control = "no"'), "control as the name of a row"),
         (("[rows.hce]", "[rows.hce]\nspeed = 1"), "got 'speed'"),
         (("[rows.hce]", "[row.hce]"), "got 'row'"),
         (('recipe = "base.toml"', 'recipe = "none.toml"'), "an existing recipe"),
