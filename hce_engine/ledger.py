@@ -7,7 +7,8 @@ figure that this project is compared with counts them.
 Of one layer with output map ``[OC, OH, OW]``:
 
     macs         OC * OH * OW * (C / groups) * KH * KW; linear: O * F
-    norm         2 * OC * OH * OW if a batch norm follows (its own node, or ``folded_norm`` = 1), else 0
+    norm         2 * OC * OH * OW if a batch norm follows (its own node, or ``folded_norm`` = 1), else 0; one that could not
+                 be folded has become a 1x1 depthwise convolution, and its multiplications count as macs too
     bits         (bits_w, bits_a) as trained (attribute ``bits`` of a quantized layer); (32, 32) for float32
     flops_paper  (macs + norm) * max(bits_w, bits_a) / 23, and macs + norm for float32: the convention of the HCE paper
                  (arXiv 2301.07794), which every target of this project is stated in. The norm elements of a quantized

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,13 +33,15 @@ def gradients(graph: Graph, images: Tensor, labels: Tensor) -> Iterator[Gradient
     images: uint8 ``(N, C, H, W)``; labels: int64 ``(N,)``; the network runs on their device, with the running statistics
     of its batch norms: they are part of what is about to be pruned. (With batch statistics a filter's scale would cancel,
     and with it the sum of w * dL/dw over the filter.) A bias that :class:`GraphModule` does not train has none.
+    Kernels that add in another order in every call are not used: a resumed run must rank channels as it did before.
     """
     module = GraphModule(graph).to(images.device).eval()
     nodes = [node for node in graph.nodes if node.op in ("conv2d", "linear", "batch_norm")]
     for start in range(0, len(labels), BATCH):
         part, truth = images[start : start + BATCH], labels[start : start + BATCH]
         module.zero_grad(set_to_none=True)
-        F.cross_entropy(module(part), truth).backward()
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            F.cross_entropy(module(part), truth).backward()
         distributed.average(module, len(truth))  # of equal gradients; but a GPU may round otherwise than its neighbour
         found: dict[str, dict[str, np.ndarray]] = {}
         for node in nodes:

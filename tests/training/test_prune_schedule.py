@@ -12,7 +12,16 @@ from hce_engine.errors import InputError
 from hce_engine.graph import Graph
 from hce_engine.training.graph_module import GraphModule
 from hce_engine.training.masks import sparse_flops
-from hce_engine.training.prune import Pruning, channel_groups, choose, l1_scores, prune_to_ratio, pruning_scope, relative, scores_of
+from hce_engine.training.prune import (
+    Pruning,
+    channel_groups,
+    choose,
+    l1_scores,
+    prune_to_ratio,
+    pruning_scope,
+    relative,
+    scores_of,
+)
 from hce_engine.training.recipe import PruneSection
 
 from .captured_networks import captured, flops
