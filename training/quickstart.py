@@ -26,13 +26,14 @@ from hce_engine.threads import available_threads
 
 from .checkpoint import load_graph, write_json
 from .data import digits
+from .datasets import DIGITS
 from .evaluate import evaluate_logits
 from .export import RunMembers, members_of
 from .graph_module import GraphModule
 from .models import resolve
 from .progress import TrainingProgress
 from .recipe import Recipe, load_recipe
-from .run import DIGITS, train
+from .run import train
 from .throughput import interleaved
 
 RECIPE, BATCH = "quickstart-digits", 128
