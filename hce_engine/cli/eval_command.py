@@ -70,10 +70,13 @@ def _show(model: Path, data: Path, split: str, result: dict[str, Any]) -> None:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4f}"
 
+    entries = list(result["members"].items())
+    if result["pairs"]:  # with one member there is nothing to average
+        entries.append(("ensemble, mean of probabilities", result["probability_mean"]))
     rows = [
         (name, str(m["correct"]), percent(m["accuracy"]), " to ".join(percent(v) for v in m["interval"]),
          number(m["nll"]), number(m["ece"]), number(m["brier"]))
-        for name, m in result["members"].items()
+        for name, m in entries
     ]
     show_table(f"{model} on {data} ({split}, {result['total']} images)",
                ("member", "correct", "accuracy", "95 % interval", "NLL", "ECE", "Brier"), rows)

@@ -43,6 +43,6 @@ def command(
     for sentence in facts["left_out"]:
         say(sentence)
     if str(json_path) != "-":
-        click.echo(f"{out}: {len(facts['pictures'])} pictures")
+        click.echo(f"wrote {out}; pictures: {len(facts['pictures'])}")
     write_json(json_path, "report", facts)
     return 0

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from .style import FAINT, INK, MUTED, drawing, member_style, new_figure
+from .style import FAINT, INK, MEMBERS, MUTED, drawing, member_style, new_figure
 
 
 def lens_area(a: float, b: float, distance: float) -> float:
@@ -62,7 +62,8 @@ def _venn(axes: Axes, first: str, second: str, errors: Mapping[str, int]) -> Non
 def _fates(axes: Axes, first: str, second: str, pair: Mapping[str, Any]) -> None:
     """A bar per kind of error: what the ensemble corrects, and what stays wrong."""
     errors, corrected = pair["errors"], pair["corrected"]
-    kinds = {"only_first": f"in {first.upper()} only", "both": "in both", "only_second": f"in {second.upper()} only"}
+    short = [name.upper() if name in MEMBERS else name for name in (first, second)]
+    kinds = {"only_first": f"in {short[0]} only", "both": "in both", "only_second": f"in {short[1]} only"}
     widest = max(*(errors[kind] for kind in kinds), pair["introduced"], 1)
     style = member_style("ensemble")
     for row, (kind, name) in enumerate(kinds.items()):

@@ -8,6 +8,7 @@ that quantized and float networks see the same pixels.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,10 +81,17 @@ def quantized_variants(o: Graph, images: np.ndarray) -> dict[str, Graph]:
 
 
 def pruned_variants(o: Graph) -> dict[str, Graph]:
-    """O at the sizes of :data:`SIZES`, in parameters: L1 filter pruning inside blocks, without any training after it."""
+    """O at the sizes of :data:`SIZES`, in parameters: L1 filter pruning inside blocks, without any training after it.
+
+    A size that a network cannot reach in that way, because every layer keeps a channel, is left out.
+    """
     groups = [group for group in channel_groups(o) if group.internal]
 
     def size(graph: Graph) -> float:
         return ensemble_cost(graph).params
 
-    return {f"{100 * share:.0f} % size": prune_to_ratio(o, groups, size, share * size(o)) for share in SIZES}
+    variants = {}
+    for share in SIZES:
+        with suppress(InputError):
+            variants[f"{100 * share:.0f} % size"] = prune_to_ratio(o, groups, size, share * size(o))
+    return variants

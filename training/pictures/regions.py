@@ -42,8 +42,8 @@ def _place_for(text: str, region: np.ndarray) -> tuple[int, int] | None:
     belongs to no region.
     """
     side = len(region)
-    width = min(side, round(side * (0.62 * LABEL_SIZE * len(text) + 6) / _PANEL))
-    height = round(side * (1.5 * LABEL_SIZE) / _PANEL)
+    width = min(side, max(1, round(side * (0.62 * LABEL_SIZE * len(text) + 6) / _PANEL)))
+    height = max(1, round(side * (1.5 * LABEL_SIZE) / _PANEL))
     rows, columns = np.nonzero(region)
     distance = np.hypot(*(np.mgrid[:side, :side] - side // 2))
     free = region & (distance > side * 7 / _PANEL)
@@ -92,8 +92,12 @@ def decision_regions(
     """
     columns = max(map(len, rows.values()))
     colours = class_colours(predictions, len(class_names))
+    present = sorted({int(k) for p in predictions.values() for k in np.unique(p)})
+    entries = [f"the image ({class_names[label]})", *(class_names[k] for k in present)]
+    width = 1.95 * columns + 0.4
+    legend_columns = _legend_columns(entries, 72 * width)
     with drawing():
-        figure = new_figure(1.95 * columns + 0.4, 2.12 * len(rows) + 0.8)
+        figure = new_figure(width, 2.12 * len(rows) + 0.45 + 0.18 * -(-len(entries) // legend_columns))
         axes = figure.subplots(len(rows), columns, squeeze=False)
         for i, (title, keys) in enumerate(rows.items()):
             for j in range(columns):
@@ -102,9 +106,14 @@ def decision_regions(
                 else:
                     axes[i, j].set_axis_off()
             axes[i, 0].set_ylabel(title)
-        present = sorted({int(k) for p in predictions.values() for k in np.unique(p)})
-        handles = [Patch(facecolor=colours[k], edgecolor=MUTED, linewidth=0.5, label=class_names[k]) for k in present]
-        point = Line2D([], [], linestyle="", label=f"the image ({class_names[label]})", **_POINT)
-        figure.legend(handles=[point, *handles], loc="outside lower center", ncols=-(-(len(present) + 1) // 2),
-                      handlelength=1.2, columnspacing=1.4)
+        point = Line2D([], [], linestyle="", label=entries[0], **_POINT)
+        patches = [Patch(facecolor=colours[k], edgecolor=MUTED, linewidth=0.5, label=class_names[k]) for k in present]
+        figure.legend(handles=[point, *patches], loc="outside lower center", ncols=legend_columns, handlelength=1.2, columnspacing=1.4)
     return figure
+
+
+def _legend_columns(entries: Sequence[str], width: float) -> int:
+    """Columns of a legend as few rows high as ``width`` points allow, its rows about equally long."""
+    widest = max(5.3 * len(text) + 34 for text in entries)
+    rows = -(-len(entries) // max(1, int(width / widest)))
+    return -(-len(entries) // rows)

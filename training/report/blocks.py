@@ -18,12 +18,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """The first column is text, the others are numbers as they are to be read. strong: rows that stand out."""
+    """Cells as they are to be read. texts: how many columns, from the left, are text; the others are numbers.  strong: rows
+    that stand out.  Without column titles it is a list of facts."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
     strong: Sequence[int] = ()
+    texts: int = 1
     kind: str = "table"
 
 

@@ -31,6 +31,11 @@ def in_order(names: Mapping[str, Any]) -> list[str]:
     return [*known, *(n for n in names if n not in MEMBERS), *(["ensemble"] if "ensemble" in names else [])]
 
 
+def pair_of(key: str, members: Values) -> tuple[str, str]:
+    """The two members of a key ``a-b`` of ``pairs``; names may hold hyphens of their own."""
+    return next((a, b) for a in members for b in members if a != b and f"{a}-{b}" == key)
+
+
 def accuracy_section(result: Values, what: str) -> Section:
     """result: of ``evaluate.evaluate_logits``, as JSON.  what: the images that it was measured on."""
     section = Section("Accuracy")
@@ -62,13 +67,13 @@ def accuracy_section(result: Values, what: str) -> Section:
     return section
 
 
-def difference_section(result: Values) -> Section | None:
-    """How the voters differ; None with a single voter."""
+def difference_sections(result: Values) -> list[Section]:
+    """How the voters differ: one section, and none with a single voter."""
     if not result["pairs"]:
-        return None
+        return []
     section = Section("How differently the members err")
     rows = [
-        (pair.replace("-", " and ").upper().replace(" AND ", " and "), percent(p["disagreement"]), percent(p["double_fault"]),
+        (" and ".join(name.upper() if name in MEMBERS else name for name in pair_of(pair, result["members"])), percent(p["disagreement"]), percent(p["double_fault"]),
          number(p["q_statistic"], 3), f"{p['errors']['both']:,} of {p['errors']['either']:,}", percent(p["error_overlap"]))
         for pair, p in result["pairs"].items()
     ]
@@ -81,16 +86,16 @@ def difference_section(result: Values) -> Section | None:
         if "corrected" not in p:
             section.left_out.append("The picture of error overlap is left out: this result was written before corrections were counted.")
             continue
-        first, second = pair.split("-")
+        first, second = pair_of(pair, result["members"])
         wrong = result["total"] - result["correct"]["ensemble"]
         section.blocks.append(Picture(
             f"error-overlap-{pair}", error_overlap(first, second, p, wrong),
-            "Areas are in proportion to counts. Right: the ensemble's answer to the images that one member, both, or neither gets "
-            "wrong; grey is what stays or becomes wrong.",
+            "Areas are in proportion to counts. Right: what becomes of the members' errors in the ensemble; grey is what is wrong "
+            "there, too.",
             f"Of {p['errors']['either']} images that {first} or {second} gets wrong, {p['errors']['both']} are wrong in both; the "
             f"ensemble corrects {p['corrected']['either']} and adds {p['introduced']}.",
         ))
-    return section
+    return [section]
 
 
 def calibration_section(logits: Mapping[str, np.ndarray], labels: np.ndarray, result: Values, voters: list[str]) -> Section:

@@ -13,7 +13,7 @@ from hce_engine.training.export import is_run
 from hce_engine.training.pictures.style import data_uri, encode
 
 from .blocks import Picture, Section
-from .measured import accuracy_section, difference_section, ledger_section
+from .measured import accuracy_section, difference_sections, ledger_section
 from .rows import results_sections
 from .run_pages import Regions, run_sections
 
@@ -49,13 +49,13 @@ def sections_of(source: Path, regions: Regions, device: str, tell: Callable[[str
         return results_sections(value, str(source))
     try:
         what = f"{value['model']} on {value['data']} ({value['split']})" if value.get("command") == "eval" else "Test set"
-        sections = [accuracy_section(value, what), difference_section(value)]
+        sections = [accuracy_section(value, what), *difference_sections(value)]
         if "ledger" in value:
             sections.append(ledger_section(value["ledger"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
         raise DataError(f"report on {source}", expected="results with rows, or what `hce eval --json` writes", got=repr(error)[:120],
                         fix="name another file") from None
-    return [section for section in sections if section is not None]
+    return sections
 
 
 def write_report(

@@ -39,7 +39,7 @@ def results_sections(results: Values, who: str) -> list[Section]:
         absent = [str(row["row"]) for row in rows if not row.get("accuracy")]
         arch = str(results["arch"])
         section = Section(f"Results: {arch} on {results['dataset']}", [Table(
-            ("row", "what", "accuracy", "seeds", "FLOPs", "NLL", "ECE", "Brier"), lines,
+            ("row", "what", "accuracy", "seeds", "FLOPs", "NLL", "ECE", "Brier"), lines, texts=2,
             note="Mean and one standard deviation over seeds, best first. FLOPs: share of the uncompressed network, in the paper's convention.",
         )])
         if absent:

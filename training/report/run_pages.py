@@ -21,8 +21,8 @@ from hce_engine.training.progress import MetricsLog
 from hce_engine.training.recipe import DataSection
 from hce_engine.training.run import IDENTITY, LOGITS, RESULT, read_json
 
-from .blocks import Block, Details, Picture, Section, Table
-from .measured import accuracy_section, calibration_section, difference_section, ledger_section
+from .blocks import Block, Details, Picture, Section, Table, Text
+from .measured import accuracy_section, calibration_section, difference_sections, ledger_section
 from .regions import regions_section
 
 MEMBERS = ("o", "q", "s")
@@ -64,7 +64,7 @@ def run_sections(run: Path, regions: Regions, device: str, tell: Callable[[str],
     """Everything about the run, in the order of the page. Raises CheckpointError for a damaged folder."""
     identity = read_json(run / IDENTITY)
     try:
-        sections = [_about(run, identity), *_measured(run), _training(run)]
+        sections = [_about(run, identity), *_measured(run, identity), _training(run)]
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"report on {run}", expected="a run as this version writes it", got=repr(error)[:120],
                               fix="repeat the run in another folder") from None
@@ -80,27 +80,35 @@ def _about(run: Path, identity: Mapping[str, Any]) -> Section:
         "recipe digest": identity["recipe_digest"][:16],
         "versions": ", ".join(f"{name} {version}" for name, version in identity["versions"].items()),
     }
-    return Section(f"Run {run.name}", [Table(("", ""), list(facts.items()))])
+    return Section(f"Run {run.name}", [Table((), list(facts.items()), texts=2)])
 
 
-def _measured(run: Path) -> list[Section]:
+def _measured(run: Path, identity: Mapping[str, Any]) -> list[Section]:
     """What the test set says; from the logits where they were kept, so that a report is not older than its own code."""
     if not (run / RESULT).exists():
         return [Section("Accuracy", left_out=["The run is not finished: the test set has not been looked at."])]
     result = read_json(run / RESULT)
-    if not (run / LOGITS).exists():
-        accuracy = accuracy_section(result, "Test set")
-        accuracy.left_out.append(f"Reliability diagrams are left out: the run kept no {LOGITS}.")
-        found = [accuracy, difference_section(result)]
+    if (run / LOGITS).exists():
+        sections = _from_logits(run, bool(identity.get("checkpoint")))
     else:
-        splits = read_logits(run / LOGITS)
-        logits, labels = _split(splits["test"])
-        voters = [name for name in logits if name != "o"] or ["o"]
-        holdout = _split(splits["holdout"]) if "holdout" in splits else None
-        evaluated = evaluate_logits(logits, labels, voters, holdout=holdout)
-        found = [accuracy_section(evaluated, "Test set"), difference_section(evaluated),
-                 calibration_section(logits, labels, evaluated, voters)]
-    return [section for section in [*found, ledger_section(result["ledger"])] if section is not None]
+        sections = [accuracy_section(result, "Test set"), *difference_sections(result)]
+        sections[0].left_out.append(f"Reliability diagrams are left out: the run kept no {LOGITS}.")
+    return [*sections, ledger_section(result["ledger"])]
+
+
+def _from_logits(run: Path, checkpointed: bool) -> list[Section]:
+    splits = read_logits(run / LOGITS)
+    logits, labels = _split(splits["test"])
+    voters = [name for name in logits if name != "o"] or ["o"]
+    holdout = _split(splits["holdout"]) if "holdout" in splits else None
+    result = evaluate_logits(logits, labels, voters, holdout=holdout)
+    accuracy = accuracy_section(result, "Test set")
+    if holdout is not None and checkpointed:
+        accuracy.blocks.append(Text(
+            "O comes from a checkpoint. If that was trained on the hold-out, too, the temperatures of O and of what was made of it "
+            "are too low: they were fitted where the networks are surer than elsewhere."
+        ))
+    return [accuracy, *difference_sections(result), calibration_section(logits, labels, result, voters)]
 
 
 def _training(run: Path) -> Section:
