@@ -59,7 +59,6 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         self.lo, self.hi = -codes.zero_point, (1 << codes.bits) - 1 - codes.zero_point
         self.low, self.high = codes.low, codes.high
-        self.gradient_scale = (prod(codes.shape) * self.hi) ** -0.5
 
     @abstractmethod
     def scale(self) -> Tensor:
@@ -114,6 +113,7 @@ class LearnedStep(Quantizer):
     def __init__(self, codes: Codes) -> None:
         super().__init__(codes)
         self.step = nn.Parameter(torch.tensor(1.0))
+        self.gradient_scale = (prod(codes.shape) * self.hi) ** -0.5
 
     def scale(self) -> Tensor:
         return positive(self.step, self.gradient_scale)
