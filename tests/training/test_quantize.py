@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from hce_engine.errors import GraphError, InputError, UnsupportedError
 from hce_engine.graph import Graph, Node, merge
 from hce_engine.training.graph_module import GraphModule
 from hce_engine.training.quantize import METHODS, QuantModule, calibrate, layout, reestimate_bn
-from hce_engine.training.quantize.layout import Codes
+from hce_engine.training.quantize.layout import Codes, Step
 
 from .float_graphs import GRAPHS, Builder, concatenated, mobile, pictures, plain, preactivated, residual
 
@@ -248,6 +249,20 @@ def test_frozen_norms_train_what_evaluation_sees() -> None:
     module.freeze_bn(False)
     module.train()(images())
     assert not all(torch.equal(v, module.state_dict()[k]) for k, v in statistics.items())
+
+
+def test_values_are_dropped_after_their_last_reader() -> None:
+    module, seen, alive = calibrated(residual()).eval(), [], []
+
+    def after(step: Step, value: tuple[torch.Tensor, torch.Tensor] | torch.Tensor) -> None:
+        if step.codes is not None:
+            seen.append(weakref.ref(value[0]))
+            alive.append(sum(ref() is not None for ref in seen))
+
+    with torch.no_grad():
+        module.walk(images(), after=after)
+    assert len(alive) == len([s for s in module.layout.steps if s.codes is not None])
+    assert max(alive) <= 5  # a block's input and its recode, the shortcut, an operand and a result
 
 
 def test_state_dict_is_a_checkpoint() -> None:

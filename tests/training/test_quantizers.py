@@ -150,6 +150,7 @@ def test_tanh_weights(bits: int) -> None:
     scale = module.weight_scale()
     torch.testing.assert_close(scale * hi, w.abs().amax((1, 2, 3)))
     torch.testing.assert_close(module.real_weight().detach(), w)  # the network that was given, whatever tanh does to it
+    assert module.weight.abs().amax((1, 2, 3)).tolist() == pytest.approx(w.abs().amax((1, 2, 3)).clamp(max=2).tolist(), rel=1e-3)
     with torch.no_grad():
         module.weight.copy_(torch.randn_like(w))
     bent = module.weight.tanh() / module.weight.tanh().abs().amax((1, 2, 3), keepdim=True)
