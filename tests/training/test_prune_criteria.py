@@ -80,6 +80,17 @@ def test_bn_scale() -> None:
         scores_of("bn-scale", plain, NONE, NONE)(plain, group(plain, "c2"))
 
 
+def test_a_norm_behind_a_concat_scores_each_part_by_its_own_channels() -> None:
+    b = float_graphs.Builder(seed=6)
+    graph = b.head(b.bn("norm.all", b.concat("cat", b.conv("left", "norm", 4), b.conv("right", "norm", 6))))
+    gamma = np.abs(graph["norm.all"].params["gamma"])
+    for criterion, values in (("bn-scale", gamma), ("l1", np.concatenate([
+            by_weights("l1", filters(graph, "left")), by_weights("l1", filters(graph, "right"))]))):
+        scores = scores_of(criterion, graph, NONE, NONE)
+        np.testing.assert_allclose(scores(graph, group(graph, "left")), values[:4], rtol=1e-6)
+        np.testing.assert_allclose(scores(graph, group(graph, "right")), values[4:], rtol=1e-6)
+
+
 def gated_loss(graph: Graph, gates: dict[str, tuple[str, ...]], channel: int, g: float) -> float:
     """Mean loss if what the named layers yield in a channel is multiplied by g; float64."""
 
