@@ -96,6 +96,7 @@ def test_the_wheel_holds_hce_engine_and_nothing_else(wheel: Path) -> None:
     recipes = {f"hce_engine/training/recipes/{p.name}" for p in (ROOT / "training" / "recipes").glob("*.toml")}
     assert recipes
     assert recipes <= names
+    assert {"hce_engine/training/report/page.html", "hce_engine/training/pictures/anchors.toml"} <= names
     assert any(name.startswith("hce_engine/_C.") for name in names)
 
 

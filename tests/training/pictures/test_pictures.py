@@ -49,6 +49,14 @@ def test_error_overlap_states_its_counts(counts: tuple[int, ...]) -> None:
     assert any("new errors" in text for text in shown) == (len(counts) == 4)
 
 
+def test_a_number_that_its_crescent_cannot_hold_stands_outside() -> None:
+    venn = error_overlap("q", "s", pair(8, 592, 540), 77).axes[0]
+    q, s = (next(p for p in venn.patches if p.get_edgecolor()[3] and p.get_radius() == r) for r in sorted({p.get_radius() for p in venn.patches}))
+    at = {t.get_text(): t.get_position()[0] for t in venn.texts}
+    assert at["8"] < q.center[0] - q.get_radius()
+    assert q.center[0] + q.get_radius() < at["540"] < s.center[0] + s.get_radius()
+
+
 def test_a_class_keeps_its_colour_from_picture_to_picture() -> None:
     assert class_colours({"a": np.array([3])}, 10)[3] == class_colours({"a": np.array([3, 5, 5])}, 10)[3] == CLASS_COLOURS[3]
     many = {"a": np.repeat(np.arange(100), np.arange(100)), "b": np.full(5000, 7)}

@@ -30,6 +30,8 @@ def test_rows_fall_in_b_and_rise_in_a() -> None:
     up, right = images[0, 1], images[1, 2]
     assert np.abs(images[2, 1] + up).max() <= 1 and np.abs(images[1, 0] + right).max() <= 1
     assert np.abs(images[0, 2] - (up + right)).max() <= 1.5
+    u, v = np.random.default_rng(0).standard_normal((2, GREY.size))
+    assert np.corrcoef(right, u)[0, 1] > 0.99 and np.corrcoef(up, v)[0, 1] > 0.99
 
 
 def test_pixels_stay_valid_and_seeds_differ() -> None:
