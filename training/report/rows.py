@@ -38,13 +38,12 @@ def results_sections(results: Values, who: str) -> list[Section]:
         ]
         absent = [str(row["row"]) for row in rows if not row.get("accuracy")]
         arch = str(results["arch"])
-        section = Section(f"Results: {arch} on {results['dataset']}", [Table(
+        section = Section(f"Results: {arch} on {results['dataset']}", [*_pictures(done, arch), Table(
             ("row", "what", "accuracy", "seeds", "FLOPs", "NLL", "ECE", "Brier"), lines, texts=2,
             note="Mean and one standard deviation over seeds, best first. FLOPs: share of the uncompressed network, in the paper's convention.",
         )])
         if absent:
             section.left_out.append("Not run: " + ", ".join(absent) + ".")
-        section.blocks += _pictures(done, arch)
         if not swept(done):
             section.left_out.append("The sweep over the weight of the cross entropy is left out: no two rows differ in it alone.")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
