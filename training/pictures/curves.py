@@ -70,7 +70,7 @@ def training_curves(records: Sequence[Record]) -> Figure:
     """
     members = by_member(records)
     with drawing():
-        figure = new_figure(2.8 * len(members) + 0.4, 4.3)
+        figure = new_figure(max(4.8, 2.8 * len(members) + 0.4), 4.3)
         axes = figure.subplots(2, len(members), squeeze=False, sharex="col", height_ratios=(2, 1))
         for column, (name, lines) in enumerate(members.items()):
             _accuracies(axes[0, column], name, lines)
