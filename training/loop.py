@@ -160,6 +160,14 @@ class _Fit:
             self.module.load_state_dict(self.best["module"])
         elif self.average is not None:
             self.module.load_state_dict(self.average.values)
+        # The last step's loss was that of the weights before it.
+        bad = [key for key, value in self.module.state_dict().items() if not bool(torch.isfinite(value).all())]
+        if bad:
+            raise self._diverged(f"weights that are not finite, {bad[0]} first")
+
+    def _diverged(self, got: str) -> RecipeError:
+        return RecipeError(f"training phase {self.phase.name}", expected="a finite loss", got=got,
+                           fix="lower the learning rate or set grad_clip")
 
     def _done(self) -> int:
         return self.position.epoch * self.steps + self.position.step
@@ -213,10 +221,7 @@ class _Fit:
         """Brings the sums from the device to the position."""
         loss_sum, correct, seen = self.update.sums.tolist()
         if not math.isfinite(loss_sum):
-            raise RecipeError(
-                f"training phase {self.phase.name}", expected="a finite loss",
-                got=f"{loss_sum} in epoch {self.position.epoch + 1}", fix="lower the learning rate or set grad_clip",
-            )
+            raise self._diverged(f"{loss_sum} in epoch {self.position.epoch + 1}")
         self.position.loss_sum, self.position.correct, self.position.seen = loss_sum, int(correct), int(seen)
 
     def _score(self) -> dict[str, float]:

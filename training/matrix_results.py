@@ -24,7 +24,7 @@ from .run import LOGITS, MEMBERS, RESULT, read_json
 from .stages import widths
 
 SCHEMA_VERSION = 1
-COSTS = ("flops_paper", "macs", "params", "bytes", "bops", "b23", "bb23", "bb529")
+COSTS = ("flops_paper", "macs", "params", "bytes", "bops", "b23", "bb23", "bb529", "nonzero_flops")
 _METRICS = ("nll", "ece", "brier")
 
 
@@ -44,8 +44,9 @@ class _Run:
         return self.arrays[f"{split}/{member}"]
 
     def cost(self, member: str) -> Mapping[str, float]:
-        costs: Mapping[str, float] = self.result["ledger"]["members"][member]
-        return costs
+        """The ledger's figures, and ``nonzero_flops``: flops_paper without the weights that are zero."""
+        costs = self.result["ledger"]["members"][member]
+        return {**costs, "nonzero_flops": self.result["nonzero_flops"].get(member, costs["flops_paper"])}
 
 
 def _seconds(path: Path) -> dict[str, float]:
@@ -157,6 +158,8 @@ def _trained(
     if not found:
         return told | {"status": "not run", "seeds": []}
     measured = _measured(row.name, [(seed, [(run, name) for name in voters]) for seed, run in found], wrong)
+    if recipe.s is not None and recipe.s.granularity == "weight":  # the budget was met in non-zero weights
+        measured["flops_ratio"] = measured["cost"]["nonzero_flops"] / found[0][1].cost("o")["flops_paper"]
     seconds = {name: [run.phases[name] for _, run in found if name in run.phases] for name in recipe.members}
     return told | {"status": "run", "seeds": [seed for seed, _ in found], **measured, "seconds": seconds,
                    **_made_by([run for _, run in found], recipe.members)}

@@ -12,6 +12,8 @@ import torch
 import hce_engine
 from hce_engine.machine import processor
 
+from . import distributed
+
 
 def commit() -> str | None:
     """Git commit of the sources that run, with ``+`` behind it if tracked files differ from it; None outside a checkout."""
@@ -30,10 +32,13 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """The processor that trains, in words."""
+    """What trains, in words; batch norm sees a process's share, so their number is part of it."""
+    threads = torch.get_num_threads()
+    name = f"{processor()}, {threads} thread{'s' * (threads > 1)}"
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{processor()}, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(device)
+    processes = distributed.share()[1]
+    return name if processes == 1 else f"{processes} x {name}"
 
 
 def versions() -> dict[str, str | None]:

@@ -204,13 +204,19 @@ class Recipe:
         return _digest(_stated(self, ("arch", "seed", "compile", "precision", "checkpoint_required"), sections))
 
 
+_WITHOUT_EFFECT = ("workers",)  # keys that change how fast a run is, and not one bit of it
+
+
 def _stated(recipe: Recipe, top: Sequence[str], sections: Sequence[str]) -> dict[str, Any]:
     """The named keys of ``recipe`` that are not at their defaults; a section that is there stays, if only as a name."""
     stated: dict[str, Any] = {key: getattr(recipe, key) for key in top if getattr(recipe, key) != _TOP[key][1]}
     for name in sections:
         section = getattr(recipe, name)
         if section is not None:
-            stated[name] = {f.name: getattr(section, f.name) for f in fields(section) if getattr(section, f.name) != f.default}
+            stated[name] = {
+                f.name: getattr(section, f.name) for f in fields(section)
+                if getattr(section, f.name) != f.default and f.name not in _WITHOUT_EFFECT
+            }
     return stated
 
 

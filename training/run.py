@@ -39,6 +39,7 @@ from .evaluate import evaluate_logits, frozen_logits
 from .folder_data import AnySplit, pixel_batches
 from .graph_module import GraphModule
 from .loop import predict
+from .masks import sparse_flops
 from .models import load_checkpoint, resolve
 from .progress import MetricsLog, TrainingProgress
 from .provenance import hardware, versions
@@ -197,7 +198,8 @@ def evaluate_run(
     """Metrics of each member and of the ensemble of q and s on ``test``, and the ledger, as JSON values.
 
     With a hold-out, temperatures are fitted on it, and ``holdout`` holds its accuracies, which selection may look at.
-    ``logits_path`` gets all logits.
+    ``nonzero_flops`` counts the float members' weights that are not zero, in the paper's convention: the ledger counts all,
+    as this engine computes all. ``logits_path`` gets all logits.
     """
     voters = [name for name in graphs if name != "o"] or ["o"]
 
@@ -215,6 +217,7 @@ def evaluate_run(
     result = {
         "schema_version": 1, **evaluate_logits(*measured["test"], voters, holdout=measured.get("holdout")),
         "ledger": ledger(merged),
+        "nonzero_flops": {name: sparse_flops(graph) for name, graph in graphs.items() if name != "q"},
     }
     if holdout is not None:
         result["holdout"] = {"accuracy": evaluate_logits(*measured["holdout"], voters)["accuracy"]}

@@ -58,9 +58,9 @@ def test_one_set_for_both_is_divided(root: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_named(root: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.array([0, 1, 0, 1]))
-    with pytest.raises(DataError, match="a folder of image files.*got a file"):
+    with pytest.raises(DataError, match=r"a folder of image files.*got a file"):
         read_data(tmp_path / "d.npz", RESIZED, 0)
-    with pytest.raises(DataError, match="a folder of image files.*nothing"):
+    with pytest.raises(DataError, match=r"a folder of image files.*nothing"):
         read_data("digits", RESIZED, 0)
     with pytest.raises(DataError, match=r"data\.size, 9 x 9.*got 8 x 8"):
         read_data(tmp_path / "d.npz", DataSection(size=9), 0)
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_named(root: Path, tmp_path: Path) -> None:
         read_data(root, DataSection(), 0)
     shutil.copytree(root, tmp_path / "missing")
     shutil.rmtree(tmp_path / "missing" / "val" / CLASSES[1])
-    with pytest.raises(DataError, match="same classes.*3 and 2"):
+    with pytest.raises(DataError, match=r"same classes.*3 and 2"):
         read_data(tmp_path / "missing", RESIZED, 0)
     with pytest.raises(RecipeError, match=r"data\.size above 0"):
         recipe(data={"crop": "resized"})

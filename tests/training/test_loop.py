@@ -196,6 +196,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         fit(GraphModule(residual()), phase(tmp_path, loss=lambda z, batch: z.sum() * float("nan")))
 
 
+def test_a_last_step_that_diverges_stops_the_run(tmp_path: Path) -> None:
+    """Its loss is of the weights before it."""
+
+    def ruin(part: torch.nn.Module, epoch: int) -> None:
+        with torch.no_grad():
+            next(part.parameters()).fill_(float("inf"))
+
+    with pytest.raises(RecipeError, match="weights that are not finite"):
+        fit(GraphModule(residual()), phase(tmp_path, after_epoch=ruin, score=None))
+
+
 def test_no_epochs_leave_the_module_alone(tmp_path: Path) -> None:
     module = GraphModule(residual())
     before = GraphModule(residual())

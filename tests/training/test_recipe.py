@@ -43,6 +43,7 @@ def test_a_member_depends_on_its_own_keys_and_on_those_before_it():
     assert digests(base)[0] == digests(other_q)[0] and digests(base)[1:] != digests(other_q)[1:]
     assert digests(base)[:2] == digests(other_s)[:2] and digests(base)[2] != digests(other_s)[2]
     assert parse({**MINIMAL, "seed": 1}, "x").member_digest("o") != base.member_digest("o")
+    assert digests(parse(changed("data", workers=4), "x")) == digests(base), "who decodes images changes none of them"
     # A key that is written out at its default makes no other member.
     assert digests(parse(changed("o", momentum=0.9), "x")) == digests(base)
 

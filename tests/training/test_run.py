@@ -72,6 +72,7 @@ def test_a_run_makes_a_smaller_ensemble_and_says_so(finished: Path) -> None:
     assert set(result["accuracy"]) == {"o", "q", "s", "ensemble"} and result["total"] == 30
     assert result["accuracy"]["ensemble"] > 0.6  # chance is a third
     assert result["ledger"]["flops_ratio"] <= 0.7
+    assert result["nonzero_flops"]["s"] == pytest.approx(result["ledger"]["members"]["s"]["flops_paper"])
     assert list(result["pairs"]) == ["q-s"]
     phases = [json.loads(line)["phase"] for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert phases == ["o"] * 3 + ["q"] * 2 + ["s-1", "s-2"] + ["s"] * 2
