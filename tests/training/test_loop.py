@@ -204,7 +204,7 @@ def test_a_last_step_that_diverges_stops_the_run(tmp_path: Path) -> None:
             next(part.parameters()).fill_(float("inf"))
 
     with pytest.raises(RecipeError, match="weights that are not finite"):
-        fit(GraphModule(residual()), phase(tmp_path, after_epoch=ruin, score=None))
+        fit(GraphModule(residual()), phase(tmp_path, options=replace(OPTIONS, epochs=1), after_epoch=ruin))
 
 
 def test_no_epochs_leave_the_module_alone(tmp_path: Path) -> None:
