@@ -13,7 +13,7 @@ from hce_engine.graph.passes import lower
 from hce_engine.preprocess import InputSpec
 
 from . import checkpoint
-from .run import IDENTITY, MEMBERS, RESULT, read_json
+from .run_files import IDENTITY, MEMBERS, RESULT, read_json
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .evaluate import evaluate_logits
 from .matrix import Homogeneous, Matrix, Row, folder
 from .matrix_run import jobs_of
 from .recipe import Recipe
-from .run import LOGITS, MEMBERS, RESULT, read_json
+from .run_files import LOGITS, MEMBERS, RESULT, read_json
 from .stages import widths
 
 SCHEMA_VERSION = 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -15,7 +17,8 @@ from hce_engine.threads import available_threads
 
 from .matrix import Matrix, folder
 from .recipe import Recipe
-from .run import LOGITS, MEMBERS, RESULT, read_json, train
+from .run import train
+from .run_files import LOGITS, MEMBERS, RESULT, read_json
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,17 @@ def ready(job: Job, running: list[Job], done: set[str]) -> bool:
     return all(not (job.digests - done) & other.digests for other in running)
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone: a killed matrix must not go on in secret. Runs resume to the same bits."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _start(parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
 def _work(recipe: Recipe, data: str, out: str, donors: list[str], device: str, threads: int) -> None:
     torch.set_num_threads(threads)
     torch._dynamo.reset()  # networks of the run before count towards the number that may be compiled
@@ -71,7 +85,8 @@ def run_matrix(
     os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited: inductor's kernels ask OpenMP, not torch
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes must not spin on each other's cores
     running: dict[Future[None], Job] = {}
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawned, initializer=_start, initargs=(os.getpid(),)) as pool:
         while todo or running:
             done = set().union(*(job.done() for job in every))
             for job in list(todo):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from hce_engine.training.matrix import MATRICES, Matrix, load_matrix
 from hce_engine.training.matrix_results import results
 from hce_engine.training.matrix_run import Job, ready, run_matrix
 from hce_engine.training.recipe import parse
+from hce_engine.training.run_files import held
 
 from .float_graphs import pictures
 from .own_network import Small
@@ -129,6 +134,36 @@ def test_a_failed_run_is_reported_and_stops_nobody(folder: Path, tmp_path: Path)
     failed = run_matrix(load_matrix(tmp_path / "m.toml"), folder / "data.npz", tmp_path / "runs")
     assert list(failed) == ["bad-s0"] and "flops_ratio above what Q alone costs" in failed["bad-s0"]
     assert (tmp_path / "runs" / "good-s0" / "result.json").exists()
+
+
+def test_a_worker_ends_with_its_matrix(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(BASE.replace("epochs = 1\n", "epochs = 100000\n", 1))
+    (tmp_path / "m.toml").write_text('recipe = "base.toml"\nseeds = [0]\n[rows.long]\ndrop = ["q", "s"]\n')
+    command = [sys.executable, "-m", "hce_engine", "matrix", str(tmp_path / "m.toml"), "--data", str(folder / "data.npz"),
+               "--out", str(tmp_path / "runs")]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    out = tmp_path / "runs" / "long-s0"
+    try:
+        wait_until(lambda: (out / "metrics.jsonl").exists(), 120)
+    finally:
+        process.kill()
+        process.wait()
+
+    def is_free() -> bool:
+        try:
+            with held(out):
+                return True
+        except RecipeError:
+            return False
+
+    wait_until(is_free, 30)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
 
 
 def test_a_job_waits_for_the_member_that_another_makes() -> None:

@@ -16,6 +16,7 @@ from hce_engine.errors import CheckpointError, DataError, InputError, RecipeErro
 from hce_engine.training import checkpoint, loop
 from hce_engine.training.export import is_run, members_of
 from hce_engine.training.run import train
+from hce_engine.training.run_files import held
 
 from .float_graphs import pictures
 from .own_network import Small, recipe
@@ -138,6 +139,25 @@ def test_another_recipe_in_the_same_folder_is_refused(data: Path, tmp_path: Path
     assert is_run(tmp_path / "run")
     with pytest.raises(CheckpointError, match="finished run"):
         members_of(tmp_path / "run")
+
+
+def test_two_processes_do_not_train_in_one_folder(data: Path, tmp_path: Path) -> None:
+    with held(tmp_path / "run"), pytest.raises(RecipeError, match="no other process trains in"):
+        go(data, tmp_path / "run")
+    assert not is_run(tmp_path / "run")
+    with held(tmp_path / "run"):  # free again
+        pass
+
+
+def test_a_member_that_is_made_again_says_by_whom(data: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    notes = json.loads((tmp_path / "run" / "members.json").read_text())
+    stale = {name: {**note, "hardware": "another machine"} for name, note in notes.items()}
+    (tmp_path / "run" / "members.json").write_text(json.dumps(stale))
+    (tmp_path / "run" / "q.pt").unlink()
+    go(data, tmp_path / "run")
+    again = json.loads((tmp_path / "run" / "members.json").read_text())
+    assert again == {**stale, "q": notes["q"]}
 
 
 def test_o_from_a_checkpoint_is_not_trained(data: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hce_engine.training.export import input_of
 from hce_engine.training.pictures.curves import training_curves
 from hce_engine.training.progress import MetricsLog
 from hce_engine.training.recipe import DataSection
-from hce_engine.training.run import IDENTITY, LOGITS, RESULT, read_json
+from hce_engine.training.run_files import IDENTITY, LOGITS, RESULT, read_json
 
 from .blocks import Block, Details, Picture, Section, Table, Text
 from .measured import accuracy_section, calibration_section, difference_sections, ledger_section
