@@ -98,3 +98,16 @@ def labelled(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "test.npz"
     np.savez(path, images=images, labels=labels)
     return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Ninety-six 10x10 images of four classes that differ in brightness and colour."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(96) % 4
+    images = rng.integers(0, 64, (96, 10, 10, 3), dtype=np.uint8)
+    for i, label in enumerate(labels):
+        images[i, :, :, label % 3] += np.uint8(60 * (1 + label // 3))
+    path = tmp_path / "data.npz"
+    np.savez(path, x_train=images[:64], y_train=labels[:64], x_test=images[64:], y_test=labels[64:])
+    return path

@@ -44,18 +44,6 @@ temperature = 4.0
 """
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    labels = np.arange(96) % 4
-    images = rng.integers(0, 64, (96, 10, 10, 3), dtype=np.uint8)
-    for i, label in enumerate(labels):
-        images[i, :, :, label % 3] += np.uint8(60 * (1 + label // 3))
-    path = tmp_path / "data.npz"
-    np.savez(path, x_train=images[:64], y_train=labels[:64], x_test=images[64:], y_test=labels[64:])
-    return path
-
-
 def test_train_build_eval_info_run(
     run_hce: Callable, own_module: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
