@@ -16,13 +16,15 @@ A TOML file such as::
     members = ["q-w3a3:q", "q-w3a3-again:q", "q-w3a3-third:q"]
     across_seeds = false                # true: one ensemble of the first named member of every seed
 
+``extends = "other"`` starts from another matrix, whose keys, rows and ensembles the file then changes; ``drop`` names rows and
+ensembles of it that are left out.
+
 Members that several rows make in the same way are trained once. ``OUT/<row>-s<seed>`` are ordinary run folders; called
 again, :func:`run_matrix` goes on where it was, and rows that are finished are not repeated.
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +32,12 @@ from typing import Any
 
 from hce_engine.errors import RecipeError
 
+from . import toml_files
 from .recipe import Recipe, changed, load_recipe, parse
 
 MATRICES = Path(__file__).resolve().parent / "matrices"
 MEMBERS = ("o", "q", "s", "ensemble")
-_TOP = ("recipe", "seeds", "control", "rows", "ensembles")
+_TOP = ("recipe", "seeds", "control", "rows", "ensembles")  # beside extends and drop
 _ENSEMBLE = ("title", "members", "across_seeds")
 
 
@@ -80,25 +83,36 @@ def _recipe(who: str, name: str, base: Mapping[str, Any], row: Mapping[str, Any]
     return parse(changed(who, base, {**values, "seed": seed}), name)
 
 
+def _values(who: str, path: Path) -> tuple[dict[str, Any], Path]:
+    """The keys of a file on top of those of the matrices that it extends, and the folder of the one that names the recipe."""
+    values: dict[str, Any] = {}
+    folder = path.parent
+    for place, own in reversed(toml_files.chain(who, path, MATRICES)):
+        for key in own:
+            if key not in (*_TOP, "drop"):
+                raise RecipeError(who, expected="only extends, drop, " + ", ".join(_TOP), got=repr(key), fix="correct the key")
+        dropped = own.pop("drop", [])
+        known = {*values.get("rows", {}), *values.get("ensembles", {})}
+        if not isinstance(dropped, list) or not set(dropped) <= known:
+            raise RecipeError(who, expected="drop as a list of rows and ensembles of the other matrix", got=repr(dropped)[:80],
+                              fix="correct the names")
+        for table in ("rows", "ensembles"):
+            values[table] = {name: row for name, row in values.get(table, {}).items() if name not in dropped}
+        values = toml_files.merged(values, own)
+        folder = place.parent if "recipe" in own else folder
+    return values, folder
+
+
 def load_matrix(source: str | Path) -> Matrix:
     """Reads a TOML file, or a matrix that ships by its name. Raises RecipeError for whatever does not fit."""
-    path, who = Path(source), f"matrix {source}"
-    shipped = MATRICES / f"{path.name.removesuffix('.toml')}.toml"
-    path = shipped if not path.is_file() and path.name == str(source) and shipped.is_file() else path
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(who, expected="a TOML file or one of " + ", ".join(p.stem for p in sorted(MATRICES.glob("*.toml"))),
-                          got=str(error), fix="correct the file, or name an existing one") from None
-    for key in values:
-        if key not in _TOP:
-            raise RecipeError(who, expected="only " + ", ".join(_TOP), got=repr(key), fix="remove or correct the key")
+    path, who = toml_files.find(source, Path(), MATRICES), f"matrix {source}"
+    values, folder = _values(who, path)
     seeds = tuple(values.get("seeds", ()))
     if not seeds or not all(type(s) is int and s >= 0 for s in seeds) or len(set(seeds)) != len(seeds):
         raise RecipeError(who, expected="seeds, a list of different whole numbers", got=repr(values.get("seeds")),
                           fix="write seeds = [0, 1, 2]")
     base_path = Path(str(values.get("recipe", "")))
-    beside = path.parent / base_path
+    beside = folder / base_path
     base = {k: v for k, v in load_recipe(beside if beside.is_file() else base_path).to_dict().items() if k != "name"}
     rows = tuple(
         Row(name, str(row.get("title", name)), tuple(_recipe(f"{who}, row {name}", name, base, row, s) for s in seeds))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -19,6 +18,7 @@ from typing import Any
 
 from hce_engine.errors import RecipeError
 
+from . import toml_files
 from .objectives import READINGS, WITHOUT_Q
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -317,7 +317,7 @@ def _check_together(who: str, recipe: Recipe) -> None:
 
 def available() -> list[str]:
     """Names of the recipes that ship."""
-    return sorted(p.stem for p in RECIPES.glob("*.toml"))
+    return toml_files.names(RECIPES)
 
 
 def load_recipe(source: str | Path) -> Recipe:
@@ -325,8 +325,11 @@ def load_recipe(source: str | Path) -> Recipe:
 
     Raises RecipeError when there is no such file, it is not TOML, or a value does not fit.
     """
-    path = _find(source, Path())
-    return parse(_values(source, path, ()), path.stem)
+    who, path = f"recipe {source}", toml_files.find(source, Path(), RECIPES)
+    values: dict[str, Any] = {}
+    for _, own in reversed(toml_files.chain(who, path, RECIPES)):
+        values = changed(who, values, own)
+    return parse(values, path.stem)
 
 
 def changed(who: str, base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,37 +337,5 @@ def changed(who: str, base: Mapping[str, Any], values: Mapping[str, Any]) -> dic
     dropped = values.get("drop", [])
     if not isinstance(dropped, list) or not set(dropped) <= {"q", "s"}:
         raise RecipeError(who, expected='drop as a list of "q" and "s"', got=repr(dropped)[:80], fix="correct the value")
-    merged = {key: value for key, value in base.items() if key not in dropped}
-    for key, value in values.items():
-        if key != "drop":
-            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-            merged[key] = {**merged[key], **value} if both else value
-    return merged
-
-
-def _find(source: str | Path, folder: Path) -> Path:
-    """The file that ``source`` names: beside ``folder``, or among the recipes that ship."""
-    path = folder / source
-    shipped = RECIPES / f"{Path(source).name.removesuffix('.toml')}.toml"
-    return shipped if not path.is_file() and Path(source).name == str(source) and shipped.is_file() else path
-
-
-def _values(source: str | Path, path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The keys of a file, on top of those of the recipe that it ``extends``."""
-    who = f"recipe {source}"
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(who, expected="a readable TOML file or one of " + ", ".join(available()),
-                          got=error.strerror or str(error), fix="name an existing recipe") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(who, expected="TOML", got=str(error), fix="correct the file") from None
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise RecipeError(who, expected="extends as the name of a recipe", got=repr(base)[:80], fix="correct the value")
-    other = _find(base, path.parent)
-    if path.resolve() in seen:
-        raise RecipeError(who, expected="recipes that do not extend each other", got=f"{path.name} twice", fix="break the circle")
-    return changed(who, _values(base, other, (*seen, path.resolve())), values)
+    kept = {key: value for key, value in base.items() if key not in dropped}
+    return toml_files.merged(kept, {key: value for key, value in values.items() if key != "drop"})

@@ -175,6 +175,24 @@ def test_a_job_waits_for_the_member_that_another_makes() -> None:
     assert not ready(first, [first], {o}) and ready(first, [first], {o, q})
 
 
+def test_a_matrix_extends_another(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.toml").write_text(
+        f'extends = "{folder / "small.toml"}"\nseeds = [7]\ndrop = ["kd", "two-q"]\ncontrol = "o"\n'
+        "[rows.hce]\ns = { lr = 0.5 }\n[rows.q-other]\nq = { repeat = 2 }\n"
+    )
+    base, more = load_matrix(folder / "small.toml"), load_matrix(tmp_path / "more.toml")
+    assert [row.name for row in more.rows] == ["o", "hce", "q-other"] and [e.name for e in more.ensembles] == ["two-o"]
+    hce, other = (row.recipes[0] for row in more.rows[1:])
+    assert hce.s.lr == 0.5 and hce.seed == 7 and base.rows[1].recipes[0].s.lr == 0.02
+    # What the row had said before stays said.
+    assert other.members == ("o", "q") and (other.q.repeat, other.q.calibration) == (2, "min-max")
+    (tmp_path / "again.toml").write_text('extends = "again.toml"')
+    for text, message in (('extends = "again.toml"', "again.toml twice"), ('extends = "small.toml"\ndrop = ["no"]', "drop as a list")):
+        (tmp_path / "again.toml").write_text(text.replace("small.toml", str(folder / "small.toml")))
+        with pytest.raises(RecipeError, match=message):
+            load_matrix(tmp_path / "again.toml")
+
+
 @pytest.mark.parametrize("path", sorted(MATRICES.glob("*.toml")), ids=lambda p: p.stem)
 def test_shipped_matrices_load(path: Path) -> None:
     matrix = load_matrix(path.stem)
@@ -194,7 +212,7 @@ def test_shipped_matrices_load(path: Path) -> None:
         (('control = "kd"', 'control = "no"'), "control as the name of a row"),
         (("[rows.hce]", "[rows.hce]\nspeed = 1"), "got 'speed'"),
         (("[rows.hce]", "[row.hce]"), "got 'row'"),
-        (('recipe = "base.toml"', 'recipe = "none.toml"'), "an existing recipe"),
+        (('recipe = "base.toml"', 'recipe = "none.toml"'), "an existing one"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:

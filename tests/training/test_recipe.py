@@ -82,6 +82,20 @@ def test_what_is_wrong_is_named(values, message):
         parse(values, "x")
 
 
+def test_a_recipe_extends_another(tmp_path):
+    (tmp_path / "base.toml").write_text('extends = "hce-resnet20-cifar10"\n[q]\nlr = 0.5\n')
+    (tmp_path / "own.toml").write_text('extends = "base.toml"\ndrop = ["s"]\n[q]\nepochs = 7\n')
+    shipped, own = load_recipe("hce-resnet20-cifar10"), load_recipe(tmp_path / "own.toml")
+    assert own.members == ("o", "q") and own.name == "own"
+    assert (own.q.epochs, own.q.lr, own.q.distill) == (7, 0.5, shipped.q.distill)
+    assert own.member_digest("o") == shipped.member_digest("o")
+    for text, message in (("extends = 3", "extends as the name"), ('extends = "own.toml"', "own.toml twice"),
+                          ('extends = "base.toml"\ndrop = ["o"]', "drop as a list"), ('extends = "none.toml"', "readable TOML")):
+        (tmp_path / "own.toml").write_text(text)
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(tmp_path / "own.toml")
+
+
 def test_files_that_are_no_recipe(tmp_path):
     with pytest.raises(RecipeError, match=r"one of .*quickstart-digits"):
         load_recipe(tmp_path / "missing.toml")
