@@ -4,6 +4,7 @@ A TOML file such as::
 
     recipe = "hce-resnet20-cifar10"     # the base: a file, or a recipe that ships
     seeds = [0, 1, 2]
+    dataset = "CIFAR-10"                # what tables call the data
     control = "hce-kd"                  # the row that all others are compared with, image by image
 
     [rows.q-w3a3]                       # a run of its own per seed
@@ -37,7 +38,7 @@ from .recipe import Recipe, changed, load_recipe, parse
 
 MATRICES = Path(__file__).resolve().parent / "matrices"
 MEMBERS = ("o", "q", "s", "ensemble")
-_TOP = ("recipe", "seeds", "control", "rows", "ensembles")  # beside extends and drop
+_TOP = ("recipe", "seeds", "dataset", "control", "rows", "ensembles")  # beside extends and drop
 _ENSEMBLE = ("title", "members", "across_seeds")
 
 
@@ -64,6 +65,7 @@ class Homogeneous:
 class Matrix:
     name: str
     seeds: tuple[int, ...]
+    dataset: str
     control: str | None
     rows: tuple[Row, ...]
     ensembles: tuple[Homogeneous, ...]
@@ -122,7 +124,7 @@ def load_matrix(source: str | Path) -> Matrix:
     control = values.get("control")
     if control is not None and control not in made:
         raise RecipeError(who, expected="control as the name of a row", got=repr(control), fix="one of " + ", ".join(made))
-    return Matrix(path.stem, seeds, control, rows, tuple(
+    return Matrix(path.stem, seeds, str(values.get("dataset", "unnamed data")), control, rows, tuple(
         _homogeneous(f"{who}, ensemble {name}", name, value, made) for name, value in values.get("ensembles", {}).items()
     ))
 

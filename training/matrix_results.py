@@ -60,8 +60,8 @@ def _seconds(path: Path) -> dict[str, float]:
     return seconds
 
 
-def results(matrix: Matrix, out: Path, *, dataset: str, command_line: str) -> dict[str, Any]:
-    """The JSON value. ``command_line``: what a reader types to repeat it; ``dataset``: its name in tables."""
+def results(matrix: Matrix, out: Path) -> dict[str, Any]:
+    """The JSON value; ``command_line`` is what a reader types to repeat it."""
     runs = {(job.out.name): _Run(job.out) for job in jobs_of(matrix, out) if job.finished}
     wrong: dict[tuple[str, int], np.ndarray] = {}
     rows = [_trained(matrix, row, runs, wrong) for row in matrix.rows]
@@ -70,8 +70,8 @@ def results(matrix: Matrix, out: Path, *, dataset: str, command_line: str) -> di
         _compare(row, matrix.control, wrong)
     archs = sorted({recipe.arch for row in matrix.rows for recipe in row.recipes})
     return {
-        "schema_version": SCHEMA_VERSION, "matrix": matrix.name, "dataset": dataset, "arch": ", ".join(archs),
-        "command_line": command_line, "rows": rows,
+        "schema_version": SCHEMA_VERSION, "matrix": matrix.name, "dataset": matrix.dataset, "arch": ", ".join(archs),
+        "command_line": f"hce matrix {matrix.name} --data DIR --out RUNS --json results/{matrix.name}.json", "rows": rows,
     }
 
 

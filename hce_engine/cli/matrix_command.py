@@ -35,8 +35,7 @@ def command(matrix: str, data: str, out: Path, jobs: int, collect: bool, json_pa
 
     plan = load_matrix(matrix)
     failed = {} if collect else run_matrix(plan, data, out, jobs=jobs, device=device, say=say)
-    command_line = f"hce matrix {Path(matrix).stem} --data {Path(data).name} --jobs {jobs} --device {device}"
-    value = results(plan, out, dataset=Path(data).name, command_line=command_line)
+    value = results(plan, out)
     if str(json_path) != "-":
         show_table(f"{matrix} in {out}", ("row", "seeds", "test accuracy", "hold-out", "FLOPs"), [
             (row["title"], str(len(row["seeds"])), _mean(row.get("accuracy")), _mean(row.get("holdout")),

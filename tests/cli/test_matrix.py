@@ -44,7 +44,7 @@ def test_one_failed_run_is_said_and_the_others_are_kept(run_hce: Callable, matri
     assert {name: row["status"] for name, row in rows.items()} == {"o": "run", "impossible": "not run", "pair": "not run"}
     assert rows["o"]["correct"] == [round(32 * rows["o"]["accuracy"][0])]
     assert value["command"] == "matrix"
-    assert value["command_line"].startswith("hce matrix matrix --data data.npz")
+    assert value["command_line"].startswith("hce matrix matrix --data DIR")
     # Gathering alone neither trains nor fails.
     again = run_hce(*arguments, "--collect")
     assert again.code == 0

@@ -95,7 +95,7 @@ def test_shared_members_are_trained_once(done: tuple[Matrix, Path]) -> None:
 
 def test_results_are_those_of_the_runs(done: tuple[Matrix, Path]) -> None:
     matrix, out = done
-    value = results(matrix, out, dataset="pictures", command_line="hce matrix small")
+    value = results(matrix, out)
     rows = {row["row"]: row for row in json.loads(json.dumps(value))["rows"]}
     assert list(rows) == ["o", "hce", "kd", "q-other", "two-q", "two-o"]
     for name, member in (("o", "o"), ("hce", "ensemble"), ("kd", "ensemble"), ("q-other", "q")):
@@ -124,7 +124,7 @@ def test_a_finished_matrix_is_left_alone_and_a_missing_run_is_said(done: tuple[M
     matrix, out = done
     said: list[str] = []
     assert run_matrix(matrix, folder / "data.npz", out, say=said.append) == {} and said == []
-    rows = {row["row"]: row for row in results(matrix, folder / "elsewhere", dataset="x", command_line="x")["rows"]}
+    rows = {row["row"]: row for row in results(matrix, folder / "elsewhere")["rows"]}
     assert all(row["status"] == "not run" for row in rows.values()) and "accuracy" not in rows["hce"]
 
 
