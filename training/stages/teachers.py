@@ -16,7 +16,7 @@ from hce_engine.training import checkpoint
 from hce_engine.training.data import Batch
 from hce_engine.training.graph_module import GraphModule
 from hce_engine.training.loop import Loss
-from hce_engine.training.objectives import EnsembleObjective
+from hce_engine.training.objectives import WITHOUT_Q, EnsembleObjective
 from hce_engine.training.quantize import QuantModule
 
 from .context import Run
@@ -26,13 +26,15 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def ensemble_loss(run: Run, o: Graph, twin: QuantModule | None) -> Loss:
-    """The recipe's objective for S. O and Q see the same augmented batch and get no gradient; without Q, only O is asked."""
+    """The recipe's objective for S. O and Q see the same augmented batch and get no gradient; a teacher that the objective
+    does not look at is not asked."""
     section = run.recipe.objective
     objective = EnsembleObjective(section.reading, section.w_ce, section.w_diff, section.temperature)
     if not section.w_diff:
         return lambda logits, batch: objective(logits, logits, logits, batch.labels)
-    networks = [GraphModule(o).to(run.device).eval()] + ([twin.eval()] if twin is not None else [])
-    forwards = [run.forward(network) for network in networks]
+    forwards = [run.forward(GraphModule(o).to(run.device).eval())]
+    if twin is not None and section.reading not in WITHOUT_Q:
+        forwards.append(run.forward(twin.eval()))
     if section.cached_augmentations:
         tables = _tables(run, forwards, section.cached_augmentations)
 
