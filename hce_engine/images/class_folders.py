@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from ..errors import DataError
 from ..preprocess import InputSpec
-from .files import image_files, read_image
+from .files import image_files, read_image, sub_folders
 from .source import Skipped
+
+_SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}  # the first one that is there
+_NO_CLASSES = {"train", "training", "test", "testing", "val", "valid", "validation"}
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,11 @@ class ClassFolders:
 def find_class_folders(path: Path, split: str) -> ClassFolders:
     """The images of ``split`` (``train`` or ``test``): below ``train/``, and below ``test/`` or else ``val/``.
 
-    Without such a pair of folders the classes stand directly in ``path``, and serve for either split. Classes are the
-    sub-folders that hold images, in sorted order. Raises DataError for a folder without images, or with some outside of
-    any class.
+    Without any folder of these names that holds folders, the classes stand directly in ``path``, and serve for either
+    split. Classes are the sub-folders that hold images, in sorted order. Raises DataError for a folder without images, with
+    some outside of any class, with the other split alone, or whose classes have the names of splits and no others.
     """
-    tests = [path / name for name in ("test", "val") if (path / name).is_dir()]
-    root = path
-    if (path / "train").is_dir() and tests:
-        root = path / "train" if split == "train" else tests[0]
+    root = _root(path, split)
     names = image_files(root)
     loose = [name for name in names if "/" not in name]
     if loose or not names:
@@ -43,8 +44,22 @@ def find_class_folders(path: Path, split: str) -> ClassFolders:
                         fix="put the images of each class into a folder named after it")
     classes = [name.split("/", 1)[0] for name in names]
     class_names = tuple(sorted(set(classes)))
+    if _NO_CLASSES.issuperset(map(str.lower, class_names)):
+        raise DataError(f"data {root}", expected="sub-folders named after classes", got=f"only {', '.join(class_names)}",
+                        fix="name the splits train and test (or val), with one sub-folder of images per class in each")
     index = {name: i for i, name in enumerate(class_names)}
     return ClassFolders(root, tuple(names), np.array([index[name] for name in classes], np.int64), class_names)
+
+
+def _root(path: Path, split: str) -> Path:
+    """The folder that holds the classes of ``split``. A class may be called train: only a folder of folders is a split."""
+    folders = sub_folders(path)
+    splits = [name for names in _SPLIT_FOLDERS.values() for name in names if name in folders and sub_folders(path / name)]
+    found = [name for name in _SPLIT_FOLDERS[split] if name in splits]
+    if splits and not found:
+        raise DataError(f"data {path}", expected=f"one sub-folder per class in {' or '.join(_SPLIT_FOLDERS[split])}, for the {split} split",
+                        got=f"classes in {' and '.join(splits)} only", fix="ask for the other split, or add the folder")
+    return path / found[0] if found else path
 
 
 @dataclass
@@ -58,6 +73,7 @@ class LabelledFiles:
     spec: InputSpec | None
     skip_bad: bool
     skipped: list[Skipped] = field(default_factory=list)
+    numbered: ClassVar[bool] = False  # folders have names alone
 
     @property
     def labels(self) -> np.ndarray:

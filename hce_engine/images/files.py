@@ -24,16 +24,22 @@ _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 def image_files(folder: Path) -> list[str]:
     """Paths of the image files under ``folder``, relative to it, with ``/``, sorted."""
-    def stop(error: OSError) -> None:
-        raise DataError(f"data {error.filename}", expected="a readable folder", got=error.strerror or str(error),
-                        fix="check the path and its permissions") from None
-
     return sorted(
         (Path(place) / name).relative_to(folder).as_posix()
-        for place, _, names in os.walk(folder, onerror=stop)
+        for place, _, names in os.walk(folder, onerror=_unreadable)
         for name in names
         if name.lower().endswith(SUFFIXES)
     )
+
+
+def sub_folders(folder: Path) -> list[str]:
+    """Names of the folders that stand directly in ``folder``, sorted."""
+    return sorted(next(os.walk(folder, onerror=_unreadable))[1])
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"data {error.filename}", expected="a readable folder", got=error.strerror or str(error),
+                    fix="check the path and its permissions") from None
 
 
 def open_image(path: Path, channels: int) -> Image.Image:
