@@ -14,7 +14,7 @@ from .output import percent, progress_bar, say, show_table, write_json
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), required=True,
-              help="CIFAR binary folder, image folder (one sub-folder per class) or .npz.")
+              help="CIFAR binary folder, image folder (one sub-folder per class, of its name) or .npz.")
 @click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True)
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable image files out and list them at the end.")
 @click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True, help="Images per call.")
@@ -33,7 +33,6 @@ def command(
     import numpy as np
 
     from .. import images, load
-    from ..errors import DataError
     from ..images.files import to_input
     from ..training.evaluate import evaluate_logits
 
@@ -41,17 +40,14 @@ def command(
     engine = load(model, device=device, threads=threads)
     labelled = images.open_labelled(data, split, spec=engine.input, skip_bad=skip_bad)
     graph = engine.artifact.graph
-    classes = graph[graph.voters[0].output].spec.shape[0]
-    if int(labelled.labels.max()) >= classes:
-        raise DataError(f"data {data}", expected=f"labels below {classes}, the classes of {model}",
-                        got=f"label {int(labelled.labels.max())}", fix="evaluate on the data the model was trained for")
+    numbers = images.class_numbers(labelled, engine.artifact.classes, graph[graph.voters[0].output].spec.shape[0])
     parts: dict[str, list[Any]] = {}
     labels: list[Any] = []
     with progress_bar("evaluating", len(labelled.labels)) as bar:
         for pixels, some in labelled.batches(batch):
             for name, logits in engine.members(to_input(pixels, engine.input)).items():
                 parts.setdefault(name, []).append(np.asarray(logits))
-            labels.append(some)
+            labels.append(numbers[some])
             bar.advance(len(some))
     voters = [m.name for m in graph.voters]
     result = evaluate_logits({k: np.concatenate(v) for k, v in parts.items()}, np.concatenate(labels), voters)

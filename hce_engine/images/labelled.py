@@ -24,8 +24,9 @@ _AT_ONCE = 1024  # images that are joined at a time
 class LabelledSource(Protocol):
     """Labelled images that are decoded as they are asked for.
 
-    labels: int64 ``(N,)``, indices into ``class_names``, of all images.  source: what is read, in words.  skipped: image
-    files that :meth:`batches` has left out so far, on request.
+    labels: int64 ``(N,)``, indices into ``class_names``, of all images.  numbered: whether the data themselves number their
+    classes; where not, only the names mean the same classes elsewhere.  source: what is read, in words.  skipped: image files
+    that :meth:`batches` has left out so far, on request.
     """
 
     @property
@@ -33,6 +34,9 @@ class LabelledSource(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def numbered(self) -> bool: ...
 
     @property
     def source(self) -> str: ...
@@ -57,6 +61,7 @@ class Labelled:
     labels: np.ndarray
     class_names: tuple[str, ...]
     source: str
+    numbered: bool
     skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
@@ -77,9 +82,10 @@ def open_labelled(
 
     path is one of
     - a CIFAR-10 or CIFAR-100 binary folder, or the folder that holds it;
-    - a folder with one sub-folder of images per class, directly, or below ``train/`` and ``test/`` (or ``val/``). Classes
-      are the sub-folders in sorted order; without such folders the same images serve for either split. Images must have
-      one size unless ``spec`` brings them to its own by its resize rule;
+    - a folder with one sub-folder of images per class, directly, or below ``train/`` and ``test/`` (or ``val/``), of
+      which only the split that is asked for must be there. Classes are the sub-folders in sorted order; without such
+      folders the same images serve for either split. Images must have one size unless ``spec`` brings them to its own by
+      its resize rule;
     - a ``.npz`` with ``x_train, y_train, x_test, y_test``, or ``train_images, train_labels, ...``, or ``images, labels``
       (which serve for either split). Images uint8 ``(N, H, W, C)`` or ``(N, H, W)``, labels integers ``(N,)`` or
       ``(N, 1)`` from 0; ``class_names``, an array of text, is optional.
@@ -97,7 +103,7 @@ def open_labelled(
     cifar = find_cifar(path)
     if cifar is not None:
         images, labels = cifar.load(split)
-        return Labelled(images, labels, cifar.class_names(), f"CIFAR-{cifar.classes} {split} in {cifar.folder}")
+        return Labelled(images, labels, cifar.class_names(), f"CIFAR-{cifar.classes} {split} in {cifar.folder}", numbered=True)
     return LabelledFiles(find_class_folders(path, split), spec, skip_bad)
 
 
@@ -109,7 +115,8 @@ def load_labelled(
     if isinstance(source, Labelled):
         return source
     images, labels = zip(*source.batches(_AT_ONCE), strict=True)
-    return Labelled(np.concatenate(images), np.concatenate(labels), source.class_names, source.source, tuple(source.skipped))
+    return Labelled(np.concatenate(images), np.concatenate(labels), source.class_names, source.source, source.numbered,
+                    tuple(source.skipped))
 
 
 def _from_npz(path: Path, split: str) -> Labelled:
@@ -139,7 +146,7 @@ def _from_npz(path: Path, split: str) -> Labelled:
         raise DataError(f"data {path}[{found[1]}]", expected=f"labels from 0 to {limit - 1}", got=f"{low} to {high}",
                         fix="number the classes from 0, or complete class_names")
     class_names = class_names or tuple(map(str, range(high + 1)))
-    return Labelled(images, labels.astype(np.int64), class_names, f"{found[0]} in {path}")
+    return Labelled(images, labels.astype(np.int64), class_names, f"{found[0]} in {path}", numbered=True)
 
 
 def _names(path: Path, names: Sequence[str]) -> tuple[str, ...] | None:
