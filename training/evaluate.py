@@ -104,17 +104,22 @@ def scaled_metrics(logits: np.ndarray, labels: np.ndarray, temperature: float) -
             "ece": expected_calibration_error(p, labels), "brier": brier_score(p, labels)}
 
 
+def predicted_classes(logits: np.ndarray) -> np.ndarray:
+    """int64 ``(N,)``: the largest logit's class, -1 (no class, always wrong) where a logit is NaN or Inf."""
+    return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+
+
 def member_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """accuracy, correct, interval (95 %, Wilson), nll, ece (15 bins), brier of one set of logits.
 
-    An image whose logits hold NaN counts as wrong; then nll, ece and brier are None, for JSON has no NaN.
+    An image whose logits hold NaN or Inf counts as wrong; then nll, ece and brier are None, for JSON has no NaN.
     """
-    finite = np.isfinite(logits).all(axis=1)
-    correct = int(((logits.argmax(axis=1) == labels) & finite).sum())
+    predicted = predicted_classes(logits)
+    correct = int((predicted == labels).sum())
     low, high = wilson_interval(correct, len(labels))
     metrics: dict[str, Any] = {"accuracy": correct / len(labels), "correct": correct, "interval": [low, high],
                                "nll": None, "ece": None, "brier": None}
-    if finite.all():
+    if (predicted >= 0).all():
         p = softmax(logits)
         metrics.update(
             nll=negative_log_likelihood(logits, labels), ece=expected_calibration_error(p, labels),
@@ -124,7 +129,7 @@ def member_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def pair_metrics(a: np.ndarray, b: np.ndarray, labels: np.ndarray, ensemble: np.ndarray | None = None) -> dict[str, Any]:
-    """How two members differ; ``a``, ``b`` and ``ensemble`` are logits.
+    """How two members differ; ``a``, ``b`` and ``ensemble`` are logits. Where those of one are not finite it is wrong.
 
     disagreement: share of images with different predictions.  double_fault: share where both are wrong.
     q_statistic: Yule's Q = (n11 n00 - n10 n01) / (n11 n00 + n10 n01), 1 same errors, 0 independent, -1 opposite;
@@ -133,7 +138,7 @@ def pair_metrics(a: np.ndarray, b: np.ndarray, labels: np.ndarray, ensemble: np.
     corrected (with ``ensemble``): how many of each of these errors it does not make (the HCE paper's Fig. 4), and
     introduced: images that both members get right and the ensemble wrong.
     """
-    predicted_a, predicted_b = a.argmax(axis=1), b.argmax(axis=1)
+    predicted_a, predicted_b = predicted_classes(a), predicted_classes(b)
     wrong_a, wrong_b = predicted_a != labels, predicted_b != labels
     only_a, only_b = int((wrong_a & ~wrong_b).sum()), int((wrong_b & ~wrong_a).sum())
     both, neither = int((wrong_a & wrong_b).sum()), int((~wrong_a & ~wrong_b).sum())
@@ -146,7 +151,7 @@ def pair_metrics(a: np.ndarray, b: np.ndarray, labels: np.ndarray, ensemble: np.
         "error_overlap": both / union if union else None,
     }
     if ensemble is not None:
-        right = ensemble.argmax(axis=1) == labels
+        right = predicted_classes(ensemble) == labels
         fixed = {"only_first": wrong_a & ~wrong_b, "only_second": wrong_b & ~wrong_a, "both": wrong_a & wrong_b,
                  "either": wrong_a | wrong_b}
         metrics["corrected"] = {name: int((chosen & right).sum()) for name, chosen in fixed.items()}

@@ -109,6 +109,24 @@ def test_nan_logits_are_wrong_and_leave_json_valid():
     json.dumps(m, allow_nan=False)
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_what_is_not_finite_is_wrong_in_pairs_as_it_is_in_members(broken):
+    labels = np.zeros(4, np.int64)
+    a, b = one_hot([0, 0, 0, 1]), one_hot([0, 0, 1, 0])
+    a[0] = a[1] = broken  # argmax of such a row is 0, the right class
+    b[1] = broken
+    # wrong in a: 0 1 3; in b: 1 2. The two agree about no image but 1, about which neither says anything.
+    result = evaluate_logits({"a": a, "b": b}, labels)
+    m = result["pairs"]["a-b"]
+    assert m["errors"] == {"only_first": 2, "only_second": 1, "both": 1, "either": 4}
+    assert m["disagreement"] == 3 / 4 and m["double_fault"] == 1 / 4
+    wrong = [m["errors"][key] + m["errors"]["both"] for key in ("only_first", "only_second")]
+    assert wrong == [4 - result["correct"]["a"], 4 - result["correct"]["b"]]
+    assert m["corrected"]["both"] == 0 and m["corrected"]["either"] <= result["correct"]["ensemble"]
+    assert pair_metrics(one_hot([0]), one_hot([0]), labels[:1], np.full((1, 3), broken))["introduced"] == 1
+    json.dumps(result, allow_nan=False)
+
+
 def test_lengths_that_differ_are_refused():
     with pytest.raises(InputError, match="3 rows"):
         evaluate_logits({"q": np.zeros((2, 4), np.float32)}, np.zeros(3, np.int64))
@@ -137,11 +155,16 @@ def test_probability_mean_is_the_mean_of_probabilities():
 
 
 def test_probability_mean_may_disagree_with_the_mean_of_logits():
-    # One member is sure of class 1, the other leans to 0: logits add up to class 1, and so do probabilities only if sure enough.
-    q, s = logits_of([[0.01, 0.99]]), logits_of([[0.999999, 0.000001]])
-    result = evaluate_logits({"q": q, "s": s}, np.array([0]))
-    assert result["probability_mean"]["nll"] == pytest.approx(-math.log((0.01 + 0.999999) / 2), rel=1e-5)
-    assert result["members"]["ensemble"]["nll"] != pytest.approx(result["probability_mean"]["nll"])
+    # Arithmetic means of probabilities: .405 .225 .37, class 0. Geometric ones, those of logits: .089 .212 .186, class 1.
+    q, s = logits_of([[0.80, 0.15, 0.05]]), logits_of([[0.01, 0.30, 0.69]])
+    for label, by_probability, by_logits in ((0, 1, 0), (1, 0, 1), (2, 0, 0)):
+        result = evaluate_logits({"q": q, "s": s}, np.array([label]))
+        assert result["probability_mean"]["correct"] == by_probability
+        assert result["correct"]["ensemble"] == by_logits
+    result = evaluate_logits({"q": q, "s": s}, np.array([1]))
+    geometric = [math.sqrt(a * b) for a, b in ((0.80, 0.01), (0.15, 0.30), (0.05, 0.69))]
+    assert result["probability_mean"]["nll"] == pytest.approx(-math.log(0.225), rel=1e-5)
+    assert result["members"]["ensemble"]["nll"] == pytest.approx(-math.log(geometric[1] / sum(geometric)), rel=1e-5)
 
 
 def test_probability_mean_of_impossible_and_invalid_logits():
