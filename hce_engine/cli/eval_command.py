@@ -56,7 +56,7 @@ def command(
     for name, reason in labelled.skipped:
         say(f"skipped {name}: {reason}")
     write_json(json_path, "eval", {
-        "model": str(model), "data": labelled.source, "split": split, **result,
+        "model": str(model), "data": labelled.source, "split": split, **result, "ledger": dict(engine.artifact.ledger),
         "skipped": [{"name": name, "reason": reason} for name, reason in labelled.skipped],
     })
     return 0

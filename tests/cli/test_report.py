@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hce_engine import artifact
+
 
 @pytest.fixture
 def evaluation(run_hce: Callable, model: Path, labelled: Path, tmp_path: Path) -> Path:
@@ -18,7 +20,7 @@ def evaluation(run_hce: Callable, model: Path, labelled: Path, tmp_path: Path) -
     return path
 
 
-def test_an_evaluation_becomes_a_page(run_hce: Callable, evaluation: Path, tmp_path: Path) -> None:
+def test_an_evaluation_becomes_a_page(run_hce: Callable, model: Path, evaluation: Path, tmp_path: Path) -> None:
     page, facts = tmp_path / "out" / "report.html", tmp_path / "report.json"
     result = run_hce("report", evaluation, "-o", page, "--pictures", tmp_path / "figures", "--json", facts)
     assert result.code == 0, result.err
@@ -28,6 +30,9 @@ def test_an_evaluation_becomes_a_page(run_hce: Callable, evaluation: Path, tmp_p
     assert (tmp_path / "figures" / "error-overlap-q-s.svg").read_bytes().startswith(b"<?xml")
     text = page.read_text()
     measured = json.loads(evaluation.read_text())
+    assert measured["ledger"] == json.loads(json.dumps(artifact.load(model).ledger))
+    assert "Cost of one image" in text and "FLOPs, paper" in text
+    assert f"{measured['ledger']['ensemble']['macs'] / 1000:.1f} k" in text
     assert f"{100 * measured['accuracy']['ensemble']:.2f} %" in text and "ensemble, mean of probabilities" in text
 
 

@@ -50,7 +50,7 @@ def sections_of(source: Path, regions: Regions, device: str, tell: Callable[[str
     try:
         what = f"{value['model']} on {value['data']} ({value['split']})" if value.get("command") == "eval" else "Test set"
         sections = [accuracy_section(value, what), *difference_sections(value)]
-        if "ledger" in value:
+        if value.get("ledger"):  # an artifact may be without one
             sections.append(ledger_section(value["ledger"]))
     except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
         raise DataError(f"report on {source}", expected="results with rows, or what `hce eval --json` writes", got=repr(error)[:120],
