@@ -16,7 +16,12 @@ import pytest
 import torch
 
 from hce_engine.errors import CheckpointError, DataError, InputError, UnsupportedError, WriteError
+from hce_engine.graph import merge
+from hce_engine.ledger import ledger
+from hce_engine.training.checkpoint import load_graph
 from hce_engine.training.evaluate import evaluate_logits
+from hce_engine.training.export import members_of
+from hce_engine.training.pictures.plane import pruned_variants
 from hce_engine.training.report import write_report
 from hce_engine.training.report.blocks import count
 from hce_engine.training.report.run_pages import Regions
@@ -38,6 +43,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.ids: list[str] = []
         self.tags: set[str] = set()
+        self.rows: list[list[str]] = []
         self.text = ""
         self.feed(text)
         assert not self.open
@@ -47,6 +53,10 @@ class Page(HTMLParser):
         self.tags.add(tag)
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
         if tag == "img":
             self.images.append(values)
         self.links += [str(values[key]) for key in ("href", "src") if key in values]
@@ -57,6 +67,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
 
 
 def read(path: Path) -> Page:
@@ -109,7 +121,11 @@ def test_a_run_with_its_data_has_everything(run: Path, data: Path, tmp_path: Pat
         assert f"{result['members'][name]['nll']:.4f}" in page.text
         assert f"{result['scaled'][name]['temperature']:.3f}" in page.text
     assert f"{result['probability_mean']['brier']:.4f}" in page.text
-    assert f"{result['pairs']['q-s']['q_statistic']:.3f}" in page.text if result["pairs"]["q-s"]["q_statistic"] is not None else True
+    compressed = next(image["alt"] for image in page.images if image["alt"].startswith("Panels, "))
+    assert compressed == "Panels, " + "; ".join([
+        "quantized: O, 32-bit, 5-bit, 4-bit, 3-bit",
+        "pruned, not retrained: " + ", ".join(pruned_variants(load_graph(run / "o.pt"))) + ".",
+    ])
     assert "test image 4" in page.text and count(result["ledger"]["members"]["o"]["bops"]) in page.text
     assert any("3-bit" in line for line in told)
 
@@ -158,6 +174,30 @@ def test_wrong_data_and_images_are_refused(run: Path, data: Path, tmp_path: Path
     assert not (tmp_path / "r.html").exists()
 
 
+def test_regions_are_drawn_of_the_runs_own_data_alone(run: Path, data: Path, tmp_path: Path) -> None:
+    arrays = dict(np.load(data))
+    changes = {
+        "the run's test images": {**arrays, "x_test": arrays["x_test"][::-1]},
+        "the run's train images": {**arrays, "y_train": (arrays["y_train"] + 1) % 3},
+        "the run's 3 classes": {**arrays, "y_train": arrays["y_train"] % 2, "y_test": arrays["y_test"] % 2},
+    }
+    for expected, changed in changes.items():
+        np.savez(tmp_path / "other.npz", **changed)
+        with pytest.raises(DataError, match=expected):
+            write_report([run], tmp_path / "r.html", regions=Regions(tmp_path / "other.npz", side=5))
+    renamed = shutil.copytree(run, tmp_path / "renamed")
+    identity = json.loads((run / "run.json").read_text())
+    identity["classes"][1] = "zebra"
+    (renamed / "run.json").write_text(json.dumps(identity))
+    with pytest.raises(DataError, match="class 1 to be 'zebra'"):
+        write_report([renamed], tmp_path / "r.html", regions=Regions(data, side=5))
+    for part in ({"unknown": 1}, 3):
+        (renamed / "run.json").write_text(json.dumps({**identity, "recipe": {**identity["recipe"], "data": part}}))
+        with pytest.raises(CheckpointError, match="report on"):
+            write_report([renamed], tmp_path / "r.html", regions=Regions(data, side=5))
+    assert not (tmp_path / "r.html").exists()
+
+
 def results() -> dict:
     rows: list[dict] = [
         {"row": f"V5-{ce}", "kind": "ensemble", "members": ["q", "s"], "seeds": [0, 1], "accuracy": [0.92 + ce / 100, 0.921],
@@ -181,6 +221,37 @@ def test_results_become_a_table_and_pictures_beside_a_run(run: Path, tmp_path: P
     assert "0.3500" in page.text and "56.8 %" in page.text and "arXiv 2301.07794" in page.text
 
 
+def test_a_cost_in_single_weights_has_a_star(tmp_path: Path) -> None:
+    source = tmp_path / "results.json"
+    every = results()
+    every["rows"][0]["granularity"], every["rows"][1]["granularity"] = "weight", "filter"
+    source.write_text(json.dumps(every))
+    write_report([source], tmp_path / "r.html")
+    page = read(tmp_path / "r.html")
+    cost = {row[0]: row[4] for row in page.rows if row[0].startswith("V5")}
+    assert cost == {"V5-0.2": "56.8 % *", "V5-0.6": "56.8 %"}
+    assert "* counts only weights that are not zero" in page.text and "Hollow and coloured: " in page.text
+    source.write_text(json.dumps(results()))
+    write_report([source], tmp_path / "r.html")
+    page = read(tmp_path / "r.html")
+    assert "not zero" not in page.text and "56.8 % *" not in page.text
+    assert "bits / 23, a rule reconstructed" in page.text and "8 / 23 at 8 bits" in page.text
+
+
+def test_a_sweep_says_how_many_rows_it_shows(tmp_path: Path) -> None:
+    source = tmp_path / "results.json"
+    every = results()
+    source.write_text(json.dumps(every))
+    write_report([source], tmp_path / "r.html")
+    text = read(tmp_path / "r.html").text
+    assert "The 2 rows drawn differ in nothing else." in text and "Not drawn" not in text
+    every["rows"].append({**every["rows"][0], "row": "alone", "reading": "V1"})
+    every["rows"].append({**every["rows"][0], "row": "other", "granularity": "weight"})
+    source.write_text(json.dumps(every))
+    write_report([source], tmp_path / "r.html")
+    assert "The 2 rows drawn differ in nothing else. Not drawn: 2 ensembles" in read(tmp_path / "r.html").text
+
+
 def test_results_without_a_sweep_or_without_rows(tmp_path: Path) -> None:
     source = tmp_path / "results.json"
     source.write_text(json.dumps({**results(), "rows": results()["rows"][2:]}))
@@ -198,7 +269,34 @@ def test_an_evaluation_is_a_page_too(tmp_path: Path) -> None:
     source.write_text(json.dumps({"command": "eval", "model": "m.hce", "data": "photos", "split": "test", **evaluation}))
     facts = write_report([source], tmp_path / "r.html")
     assert facts["pictures"] == ["error-overlap-q-s", "error-overlap-q-net-a", "error-overlap-s-net-a"]
-    assert "m.hce on photos (test), 200 images" in read(tmp_path / "r.html").text
+    page = read(tmp_path / "r.html")
+    assert "m.hce on photos (test), 200 images" in page.text and "Cost of one image" not in page.text
+    shown = {row[0]: row[1:] for row in page.rows if " and " in row[0]}
+    for pair, name in (("q-s", "Q and S"), ("q-net-a", "Q and net-a"), ("s-net-a", "S and net-a")):
+        p = evaluation["pairs"][pair]
+        assert shown[name] == [
+            f"{100 * p['disagreement']:.2f} %", f"{100 * p['double_fault']:.2f} %", f"{p['q_statistic']:.3f}",
+            f"{p['errors']['both']} of {p['errors']['either']}", f"{100 * p['error_overlap']:.2f} %",
+        ]
+    assert "401 of 1,434" in page.text and "28.0 %" in page.text
+
+
+def test_the_cost_of_an_evaluated_model_is_shown(run: Path, tmp_path: Path) -> None:
+    evaluation = json.loads((run / "result.json").read_text())
+    source, members = tmp_path / "eval.json", members_of(run).members
+    voters = merge({name: members[name] for name in ("q", "s")})
+    for costs in (evaluation["ledger"], ledger(voters, reference_flops=1e6), ledger(voters), {}):
+        source.write_text(json.dumps({**evaluation, "ledger": costs}))
+        write_report([source], tmp_path / "r.html")
+        page = read(tmp_path / "r.html")
+        assert ("Cost of one image" in page.text) == bool(costs)
+        if costs:
+            assert ["ensemble", count(costs["ensemble"]["flops_paper"])] in [row[:2] for row in page.rows]
+        relative = costs.get("flops_ratio") is not None
+        assert ("relative to O" in page.text) == (relative and "o" in costs["members"])
+        assert ("Relative to the uncompressed network" in page.text) == (relative and "o" not in costs["members"])
+        if relative:
+            assert f"{100 * costs['flops_ratio']:.1f} %" in page.text
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": [1]}', '{"rows": [{"row": "a", "accuracy": ["x"]}], "arch": "a", "dataset": "d"}',

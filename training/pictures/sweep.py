@@ -16,26 +16,53 @@ _LINES = (("#009e73", "o", "-"), ("#aa4499", "s", "--"), ("#332288", "^", "-."),
           ("#44aa99", "P", "--"), ("#cc6677", "X", "-."), ("#88ccee", "*", ":"), ("#117733", "<", "-"))
 
 
-def swept(rows: Sequence[Row]) -> dict[str, list[tuple[float, list[float]]]]:
-    """By reading of the objective, (share of the cross entropy, accuracies in percent), ascending; at least two each.
+Lines = dict[str, list[tuple[float, list[float]]]]
+_FIXED = ("members", "epochs", "bits", "quantizer", "temperature", "criterion", "granularity", "precision")
+_SAME_COST = 0.005  # of O's FLOPs: pruning meets one budget to within a filter
 
-    The share is w_ce / (w_ce + w_diff): the paper's lambda if it weighs the cross entropy. Rows of one reading count
-    together if they differ in nothing else that a row states: kind, members, epochs, bits, quantizer, temperature,
-    criterion, granularity and, to half a point, cost. Of several such families the largest is taken.
-    """
-    families: dict[tuple[str, str], dict[float, list[float]]] = {}
-    for row in rows:
-        if row.get("kind") != "ensemble" or not row.get("accuracy") or row.get("w_ce") is None:
-            continue
-        fixed = ("members", "epochs", "bits", "quantizer", "temperature", "criterion", "granularity", "precision")
-        family = repr([row.get(key) for key in fixed]) + f"{200 * row['flops_ratio']:.0f}"
+
+def _lines(family: Sequence[Row]) -> Lines:
+    """Of the readings that ``family`` has with several weights."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for row in family:
         share = row["w_ce"] / (row["w_ce"] + row["w_diff"])
-        families.setdefault((row["reading"], family), {}).setdefault(share, []).extend(100 * a for a in row["accuracy"])
-    found: dict[str, list[tuple[float, list[float]]]] = {}
-    for (reading, _), values in sorted(families.items(), key=lambda item: (item[0][0], -len(item[1]))):
-        if len(values) > 1:
-            found.setdefault(reading, sorted(values.items()))
-    return found
+        found.setdefault(row["reading"], {}).setdefault(share, []).extend(100 * a for a in row["accuracy"])
+    return {reading: sorted(values.items()) for reading, values in sorted(found.items()) if len(values) > 1}
+
+
+def sweep_family(rows: Sequence[Row]) -> list[Row]:
+    """The ensembles that are compared in one picture: they differ in reading, weights and seeds, and in nothing else
+    that a row states: members, epochs, bits, quantizer, temperature, criterion, granularity, precision and, to half a point,
+    cost. Of several such families the one whose lines have the most points, then the most accuracies; empty where no
+    reading was run with several weights.
+    """
+    alike: dict[str, list[Row]] = {}
+    for row in sorted((row for row in rows if row.get("accuracy")), key=lambda row: row["flops_ratio"]):
+        if row.get("kind") == "ensemble" and row.get("w_ce") is not None:
+            alike.setdefault(repr([row.get(key) for key in _FIXED]), []).append(row)
+    families: list[list[Row]] = []
+    for _, group in sorted(alike.items()):
+        start = None
+        for row in group:  # ascending in cost
+            if start is None or row["flops_ratio"] - start > _SAME_COST:
+                families.append([])
+                start = row["flops_ratio"]
+            families[-1].append(row)
+
+    def points(family: Sequence[Row]) -> tuple[int, int]:
+        every = [values for line in _lines(family).values() for _, values in line]
+        return len(every), sum(map(len, every))
+
+    best = max(families, key=points, default=[])
+    return best if points(best) > (0, 0) else []
+
+
+def swept(rows: Sequence[Row]) -> Lines:
+    """By reading of the objective, (share of the cross entropy, accuracies in percent), ascending; at least two each,
+    and all of them from one :func:`sweep_family`. The share is w_ce / (w_ce + w_diff): the paper's lambda if it weighs
+    the cross entropy.
+    """
+    return _lines(sweep_family(rows))
 
 
 def lambda_sweep(rows: Sequence[Row]) -> Figure:

@@ -39,6 +39,11 @@ def anchors(arch: str) -> list[Anchor]:
     return [Anchor(**{**entry, "source": table["sources"][entry["source"]]}) for entry in table["anchor"] if entry["arch"] == arch]
 
 
+def is_sparse(row: Row) -> bool:
+    """Whether ``flops_ratio`` of a row counts only weights that are not zero, as of single weights pruned."""
+    return row.get("granularity") == "weight"
+
+
 @dataclass(frozen=True)
 class _Point:
     row: str
@@ -46,6 +51,7 @@ class _Point:
     cost: float
     accuracy: float
     spread: float
+    sparse: bool
 
     @property
     def style(self) -> tuple[str, str]:
@@ -53,6 +59,14 @@ class _Point:
             return _HOMOGENEOUS
         style = member_style(self.kind)
         return style.colour, style.marker
+
+    @property
+    def face(self) -> dict[str, Any]:
+        """Filled, or hollow where the cost is one that no dense engine has."""
+        colour = self.style[0]
+        if self.sparse:
+            return {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.5}
+        return {"markerfacecolor": colour, "markeredgecolor": "white", "markeredgewidth": 0.6}
 
 
 def _points(rows: Sequence[Row]) -> list[_Point]:
@@ -63,15 +77,16 @@ def _points(rows: Sequence[Row]) -> list[_Point]:
             continue
         kind = row["kind"] if row["kind"] != "member" else row["members"][0]
         values = [100 * a for a in row["accuracy"]]
-        points.append(_Point(row["row"], kind, 100 * row["flops_ratio"], mean(values), stdev(values) if len(values) > 1 else 0.0))
+        spread = stdev(values) if len(values) > 1 else 0.0
+        points.append(_Point(row["row"], kind, 100 * row["flops_ratio"], mean(values), spread, is_sparse(row)))
     return points
 
 
 def _best(points: Sequence[_Point]) -> list[tuple[_Point, int]]:
-    """The best point of every kind and cost, best first, and how many it was chosen from."""
-    clusters: dict[tuple[str, int], list[_Point]] = {}
+    """The best point of every kind, granularity and cost, best first, and how many it was chosen from."""
+    clusters: dict[tuple[str, bool, int], list[_Point]] = {}
     for p in points:
-        clusters.setdefault((p.kind, round(p.cost / 2)), []).append(p)
+        clusters.setdefault((p.kind, p.sparse, round(p.cost / 2)), []).append(p)
     chosen = [(max(cluster, key=lambda p: p.accuracy), len(cluster)) for cluster in clusters.values()]
     return sorted(chosen, key=lambda pair: -pair[0].accuracy)
 
@@ -79,7 +94,7 @@ def _best(points: Sequence[_Point]) -> list[tuple[_Point, int]]:
 def accuracy_against_cost(rows: Sequence[Row], arch: str) -> Figure:
     """rows: of a results JSON (``row``, ``kind``, ``members``, ``accuracy`` per seed, ``flops_ratio``); those without an
     accuracy are left out. Cost is in the paper's convention. Where rows of one kind cost the same, the best is named, with
-    one standard deviation over seeds, and the others are pale.
+    one standard deviation over seeds, and the others are pale. Hollow: see :func:`is_sparse`.
     """
     points, published = _points(rows), anchors(arch)
     top = max([p.accuracy + p.spread for p in points] + [a.accuracy for a in published], default=100.0)
@@ -91,11 +106,12 @@ def accuracy_against_cost(rows: Sequence[Row], arch: str) -> Figure:
         axes = figure.subplots()
         for p in shown:
             colour, marker = p.style
-            axes.plot(p.cost, p.accuracy, color=colour, marker=marker, markersize=5, markeredgewidth=0, alpha=0.35, linestyle="")
+            face = p.face if p.sparse else {"markeredgewidth": 0}
+            axes.plot(p.cost, p.accuracy, color=colour, marker=marker, markersize=5, alpha=0.35, linestyle="", **face)
         for p, _ in best:
             colour, marker = p.style
             axes.errorbar(p.cost, p.accuracy, yerr=p.spread or None, color=colour, marker=marker, markersize=7.5, zorder=4,
-                          markeredgecolor="white", markeredgewidth=0.6, capsize=2.5, elinewidth=1, linestyle="")
+                          capsize=2.5, elinewidth=1, linestyle="", **p.face)
         for a in published:
             axes.plot(a.cost, a.accuracy, marker=_ANCHOR_MARKERS[a.kind], markersize=6, markerfacecolor="white",
                       markeredgecolor=MUTED, linestyle="", zorder=3)
@@ -127,6 +143,10 @@ def _legend(points: Sequence[_Point], published: Sequence[Anchor]) -> list[Line2
         if found is not None:
             colour, marker = found.style
             handles.append(Line2D([], [], color=colour, marker=marker, markersize=7, markeredgecolor="white", linestyle="", label=name))
+    sparse = next((p for p in points if p.sparse), None)
+    if sparse is not None:  # coloured, for what was published is hollow and grey
+        handles.append(Line2D([], [], marker=sparse.style[1], markersize=7, linestyle="",
+                              label="hollow: non-zero weights counted", **sparse.face))
     for kind, marker in _ANCHOR_MARKERS.items():
         if any(a.kind == kind for a in published):
             handles.append(Line2D([], [], marker=marker, markersize=6, markerfacecolor="white", markeredgecolor=MUTED, linestyle="",

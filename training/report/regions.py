@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from hce_engine.backends.reference import mean_logits
-from hce_engine.errors import DataError, InputError
+from hce_engine.errors import InputError
 from hce_engine.graph import Graph
 from hce_engine.preprocess import InputSpec
 from hce_engine.training.data import Split
@@ -37,11 +37,8 @@ def regions_section(
 ) -> Section:
     """graphs: ``o`` with batch norms unfolded, and ``q`` and ``s`` where the run has them.  tell: hears what is being done.
 
-    Raises DataError when the images are not of the size that the networks take.
+    train, test: what the run was trained and tested on.  Raises InputError for an ``image`` that is not there.
     """
-    if test.shape != spec.shape:
-        raise DataError("decision regions", expected=f"test images of shape {spec.shape}", got=str(test.shape),
-                        fix="pass the data that the run was trained on")
     index = _chosen(graphs, spec, test, image, device)
     centre, label = test.images[index].cpu().numpy(), int(test.labels[index])
     plane = random_plane(centre, radius, side, seed)
@@ -51,6 +48,7 @@ def regions_section(
         "quantized": {"O, 32-bit": graphs["o"], **quantized_variants(graphs["o"], train.images[calibration].cpu().numpy())},
         "pruned, not retrained": pruned_variants(graphs["o"]),
     }
+    rows = {title: networks for title, networks in rows.items() if networks}
     predictions = {}
     for networks in rows.values():
         for name, graph in networks.items():
@@ -61,8 +59,8 @@ def regions_section(
     section = Section("Decision regions", [Picture(
         "regions-compressed", decision_regions({t: list(n) for t, n in rows.items()}, predictions, plane, test.class_names, label),
         where + f" O after training: quantized with {len(calibration)} calibration images and re-estimated batch norms, or cut to a share of its "
-        "parameters by filters' L1 norm; nothing is trained afterwards. Quantization roughens the borders, pruning moves them.",
-        "Panels of O in 32, 5, 4 and 3 bits, and pruned to 90, 70, 40 and 10 % of its parameters.", "png",
+        "parameters by filters' L1 norm; nothing is trained afterwards.",
+        "Panels, " + "; ".join(f"{title}: {', '.join(networks)}" for title, networks in rows.items()) + ".", "png",
     )])
     members = {name: graph for name, graph in graphs.items() if name != "o"}
     if members:

@@ -12,18 +12,15 @@ import numpy as np
 
 from hce_engine.errors import CheckpointError
 from hce_engine.training import checkpoint
-from hce_engine.training.data import Split
-from hce_engine.training.datasets import read_data
 from hce_engine.training.evaluate import evaluate_logits
-from hce_engine.training.export import input_of
 from hce_engine.training.pictures.curves import training_curves
 from hce_engine.training.progress import MetricsLog
-from hce_engine.training.recipe import DataSection
 from hce_engine.training.run_files import IDENTITY, LOGITS, RESULT, read_json
 
 from .blocks import Block, Details, Picture, Section, Table, Text
 from .measured import accuracy_section, calibration_section, difference_sections, ledger_section
 from .regions import regions_section
+from .run_data import RunData
 
 MEMBERS = ("o", "q", "s")
 
@@ -61,14 +58,16 @@ def _split(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.
 
 
 def run_sections(run: Path, regions: Regions, device: str, tell: Callable[[str], None]) -> list[Section]:
-    """Everything about the run, in the order of the page. Raises CheckpointError for a damaged folder."""
+    """Everything about the run, in the order of the page. Raises CheckpointError for a damaged folder, DataError for
+    data that are not the run's."""
     identity = read_json(run / IDENTITY)
     try:
+        data = RunData.of(identity) if regions.data is not None else None
         sections = [_about(run, identity), *_measured(run, identity), _training(run)]
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"report on {run}", expected="a run as this version writes it", got=repr(error)[:120],
                               fix="repeat the run in another folder") from None
-    return [*sections, _regions(run, identity, regions, device, tell), _recipe(identity)]
+    return [*sections, _regions(run, data, regions, device, tell), _recipe(identity)]
 
 
 def _about(run: Path, identity: Mapping[str, Any]) -> Section:
@@ -126,20 +125,20 @@ def _training(run: Path) -> Section:
     return section
 
 
-def _regions(run: Path, identity: Mapping[str, Any], options: Regions, device: str, tell: Callable[[str], None]) -> Section:
+def _regions(run: Path, data: RunData | None, options: Regions, device: str, tell: Callable[[str], None]) -> Section:
     def without(reason: str) -> Section:
         return Section("Decision regions", left_out=[f"Decision regions are left out: {reason}."])
 
-    if options.data is None:
+    if data is None or options.data is None:
         return without("no data was given (--data)")
     if not (run / "o.pt").exists():
         return without("the run has no O yet")
-    train, test = read_data(options.data, DataSection(**identity["recipe"]["data"]), identity["recipe"]["seed"])
-    if not isinstance(test, Split) or not isinstance(train, Split):
+    splits = data.read(options.data)
+    if splits is None:
         return without("they are drawn of data that is held in memory, and this is read image by image")
     graphs = {name: checkpoint.load_graph(run / f"{name}.pt") for name in MEMBERS if (run / f"{name}.pt").exists()}
     return regions_section(
-        graphs, input_of(identity), train, test, image=options.image, radius=options.radius, side=options.side, seed=options.seed,
+        graphs, data.input, *splits, image=options.image, radius=options.radius, side=options.side, seed=options.seed,
         device=device, tell=tell,
     )
 

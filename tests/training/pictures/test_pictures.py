@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 
 import numpy as np
@@ -16,7 +17,7 @@ from hce_engine.training.pictures.plane import random_plane
 from hce_engine.training.pictures.regions import class_colours, decision_regions
 from hce_engine.training.pictures.reliability import reliability, reliability_diagrams
 from hce_engine.training.pictures.style import CLASS_COLOURS, MEMBERS, OTHER_CLASSES, encode
-from hce_engine.training.pictures.sweep import lambda_sweep, swept
+from hce_engine.training.pictures.sweep import lambda_sweep, sweep_family, swept
 from hce_engine.training.pictures.tradeoff import accuracy_against_cost, anchors
 
 from .legible import assert_legible, assert_repeatable, words
@@ -158,6 +159,25 @@ def test_a_sweep_joins_what_differs_in_the_weight_alone() -> None:
     assert swept([]) == {}
 
 
+def test_all_lines_of_a_sweep_are_of_one_family() -> None:
+    rows = sweep_rows()
+    sparse = [{**r, "granularity": "weight", "reading": "V3"} for r in rows if r.get("reading") == "V5"]
+    sparse += [{**r, "granularity": "weight", "accuracy": [0.94]} for r in rows if r.get("reading") == "V1"][:2]
+    assert set(swept(rows)) == set(swept([*sparse, *rows])) == {"V1", "V5"}  # six points against five
+    assert swept([*sparse, *rows]) == swept(rows)
+    assert {r.get("granularity") for r in sweep_family([*rows, *sparse])} == {None}
+    more = {**sparse[0], "w_ce": 0.6, "w_diff": 0.4}, {**sparse[0], "w_ce": 1.0, "w_diff": 0.0}
+    assert set(swept([*rows, *sparse, *more])) == {"V1", "V3"}
+    assert {r["granularity"] for r in sweep_family([*rows, *sparse, *more])} == {"weight"}
+
+
+def test_costs_within_half_a_point_are_one_family() -> None:
+    costs = {0.2: 0.5674, 0.4: 0.5676, 0.6: 0.5630}  # on both sides of what half a point rounds to
+    near = [row(f"V5-{ce}", [0.92], cost, reading="V5", w_ce=ce, w_diff=1 - ce) for ce, cost in costs.items()]
+    far = row("V5-0.8", [0.95], 0.60, reading="V5", w_ce=0.8, w_diff=0.2)
+    assert [x for x, _ in swept(near)["V5"]] == [x for x, _ in swept([*near, far])["V5"]] == [0.2, 0.4, 0.6]
+
+
 @pytest.mark.parametrize("arch", ["resnet20", "resnet56", "another"])
 def test_accuracy_against_cost_names_the_best_of_each_cost(arch: str) -> None:
     rows = [*sweep_rows(), row("q4", [0.921], 0.176, "q"), row("2q", [0.925, 0.927], 0.352, "homogeneous"),
@@ -170,11 +190,48 @@ def test_accuracy_against_cost_names_the_best_of_each_cost(arch: str) -> None:
     assert_legible(figure)
 
 
-def test_anchors_name_their_source() -> None:
-    found = anchors("resnet20") + anchors("resnet56")
-    assert all(a.source and 0 < a.cost < 100 and 85 < a.accuracy < 96 for a in found)
-    hce = [(a.accuracy, a.cost) for a in found if a.kind == "ensemble"]
-    assert hce == [(92.35, 56.8), (93.56, 47.8)]
+def test_rows_whose_cost_is_in_single_weights_are_hollow_and_stand_alone() -> None:
+    filters = row("by filter", [0.92], 0.568, granularity="filter")
+    weights = row("by weight", [0.93], 0.568, granularity="weight")
+    figure = accuracy_against_cost([filters, weights], "another")
+    assert {"by filter", "by weight", "hollow: non-zero weights counted"} <= words(figure)
+    faces = {round(float(line.get_ydata()[0]), 1): str(line.get_markerfacecolor()) for line in figure.axes[0].lines
+             if line.get_markersize() == 7.5}
+    assert faces == {92.0: MEMBERS["ensemble"].colour, 93.0: "white"}
+    assert_legible(figure)
+    assert not any("hollow" in text for text in words(accuracy_against_cost([filters], "another")))
+
+
+# Accuracy and cost as the sources state them: READMEs, tables and, of HCE, the abstract.
+PUBLISHED = {
+    "resnet20": {
+        ("APoT W2A2", 90.96, 8.7), ("APoT W3A3", 92.49, 13.0), ("APoT W4A4", 92.45, 17.4),
+        ("FPGM-mix 40 %", 91.99, 46.0), ("FPGM-only 40 %", 90.44, 46.0), ("FPGM-only 30 %", 91.09, 57.8),
+        ("SFP", 90.83, 57.8), ("HCE, as published", 92.35, 56.8),
+    },
+    "resnet56": {
+        ("APoT W2A2", 93.05, 8.7), ("APoT W3A3", 93.77, 13.0), ("APoT W4A4", 93.93, 17.4),
+        ("DepGraph", 93.64, 38.9), ("DepGraph", 93.77, 46.9), ("ResRep", 93.71, 47.2), ("Polar", 93.83, 53.2),
+        ("GReg-2", 93.36, 39.2), ("HRank", 93.17, 50.0), ("FPGM-only 40 %", 93.49, 47.4), ("HCE, as published", 93.56, 47.8),
+    },
+}
+
+
+@pytest.mark.parametrize("arch", PUBLISHED)
+def test_anchors_are_what_was_published(arch: str) -> None:
+    found = anchors(arch)
+    assert {(a.name, a.accuracy, a.cost) for a in found} == PUBLISHED[arch] and len(found) == len(PUBLISHED[arch])
+    families = {"APoT": ("low-bit", "APoT"), "FPGM": ("pruned", "1811.00250"), "SFP": ("pruned", "1811.00250"),
+                "HCE": ("ensemble", "2301.07794"), "HRank": ("pruned", "HRank")}
+    for anchor in found:
+        method = re.split("[-, ]", anchor.name)[0]
+        kind, source = families.get(method, ("pruned", "Torch-Pruning"))
+        assert anchor.kind == kind and source in anchor.source
+        if kind == "low-bit":
+            assert anchor.cost == pytest.approx(100 * int(anchor.name[-1]) / 23, abs=0.05)
+
+
+def test_other_networks_have_no_anchors() -> None:
     assert not anchors("resnet50")
 
 
