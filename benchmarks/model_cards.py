@@ -18,7 +18,7 @@ from hce_engine import artifact
 from hce_engine.artifact import Artifact
 from hce_engine.cli.info_command import describe
 from hce_engine.training.matrix_results import epochs_of
-from hce_engine.training.recipe import parse
+from hce_engine.training.recipe import load_recipe, parse
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 NAMES = {"o": "O, the original, float32 (reference: does not vote)", "q": "Q, quantized", "s": "S, pruned, float32",
@@ -44,6 +44,8 @@ def card(path: Path) -> str:
     facts = describe(loaded, artifact.digest(path), path.stat().st_size)
     told = loaded.provenance
     recipe = parse({k: v for k, v in told["recipe"].items() if k != "name"}, told["recipe"]["name"])
+    if load_recipe(recipe.name).digest != recipe.digest:
+        raise click.ClickException(f"{path}: its recipe is not the {recipe.name} that ships")
     epochs = ", ".join(f"{name.upper()} {n}" for name, n in epochs_of(recipe).items())
     objective, q, s = recipe.objective, recipe.q, recipe.s
     assert q is not None
@@ -61,7 +63,7 @@ def card(path: Path) -> str:
         "## Training", "",
         f"`hce train {recipe.name} --data DIR --out RUN`, then `hce build RUN -o {path.name}`: everything from scratch on the "
         f"CIFAR-10 training set less {recipe.data.holdout:,} images on which epochs were chosen. Epochs: {epochs}. Seed {recipe.seed}. "
-        f"Q: W{q.weight_bits}A{q.activation_bits}, {q.method.upper()}, first and last layer and the residual stream {q.edge_bits} bits. "
+        f"Q: W{q.weight_bits}A{q.activation_bits}, {q.method.upper()}, first and last layer {q.edge_bits} bits, residual stream 8 bits. "
         f"S: {s.criterion.upper()} filter pruning in {s.rounds} rounds, objective {objective.reading} with w_ce {objective.w_ce:g}, "
         f"w_diff {objective.w_diff:g}, T {objective.temperature:g}.", "",
         "| member | commit | trained on |", "|---|---|---|",

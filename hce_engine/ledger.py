@@ -11,7 +11,7 @@ Of one layer with output map ``[OC, OH, OW]``:
                  be folded has become a 1x1 depthwise convolution, and its multiplications count as macs too
     bits         (bits_w, bits_a) as trained (attribute ``bits`` of a quantized layer); (32, 32) for float32
     flops_paper  (macs + norm) * max(bits_w, bits_a) / 23, and macs + norm for float32: the convention of the HCE paper
-                 (arXiv 2301.07794), which every target of this project is stated in. The norm elements of a quantized
+                 (arXiv 2301.07794), reconstructed from its totals, which every target of this project is stated in. The norm elements of a quantized
                  layer are scaled like its MACs. 23 is the width of a binary32 mantissa. The 8-bit first and last
                  layer of a quantized member cost 8 / 23.
     b23, bb23, bb529   macs * max(bits_w, bits_a) / 23,  macs * bits_w * bits_a / 23,  macs * bits_w * bits_a / 23^2;

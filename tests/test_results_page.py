@@ -26,10 +26,10 @@ def row(name: str, kind: str, accuracy: list[float], holdout: list[float], ratio
 
 
 def document(*rows: dict[str, Any]) -> dict[str, Any]:
-    return {"arch": "resnet20", "dataset": "cifar10", "matrix": "m", "command_line": "hce matrix m", "rows": list(rows)}
+    return {"arch": "resnet20", "dataset": "CIFAR-10", "matrix": "m", "command_line": "hce matrix m", "rows": list(rows)}
 
 
-HCE = {"granularity": "filter", "w_diff": 0.6}
+HCE = {"granularity": "filter", "w_diff": 0.6, "reading": "V5"}
 
 
 def test_the_holdout_chooses_and_the_test_set_does_not() -> None:
@@ -37,8 +37,10 @@ def test_the_holdout_chooses_and_the_test_set_does_not() -> None:
         row("lucky", "ensemble", [0.95], [0.90], 0.5, **HCE),
         row("chosen", "ensemble", [0.92], [0.93], 0.5, **HCE, control={"row": "kd", "only_this_right": [5], "only_control_right": [3]}),
         row("too dear", "ensemble", [0.96], [0.97], 0.6, **HCE),
-        row("of weights", "ensemble", [0.96], [0.97], 0.5, granularity="weight", w_diff=0.6),
-        row("kd", "ensemble", [0.918], [0.99], 0.5, **HCE),
+        row("of weights", "ensemble", [0.96], [0.97], 0.5, granularity="weight", w_diff=0.6, reading="V5"),
+        row("kd", "ensemble", [0.918], [0.98], 0.5, **{**HCE, "reading": "kd"}),
+        row("kd too", "ensemble", [0.95], [0.99], 0.5, **{**HCE, "reading": "kd"}),
+        row("other seeds", "homogeneous", [0.95], [None], 0.5),
         row("2 x q", "homogeneous", [0.925, 0.927], [0.9, 0.9], 0.35),
         row("alone", "member", [0.92], [0.9], 0.568),
     )))
@@ -57,7 +59,8 @@ def test_a_goal_reached_and_rows_not_run_are_said() -> None:
     text = results_page.section(result)
     assert "reached: 93.20 %" in text and "Against plain KD at equal cost: not run." in text
     assert "| best | 2 | 2+1 | 93.20 ± 0.14 |" in text and "Not run: rest." in text
-    assert "commits abc; trained on a machine" in text
+    assert "| best | 0, 1 | abc | a machine |" in text
+    assert "No goal" in results_page.section({**result, "dataset": "CIFAR-100"})
 
 
 def test_check_notices_an_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

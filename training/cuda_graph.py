@@ -94,7 +94,7 @@ class CapturedStep:
         update, self._graph = self.update, None  # the memory of the last graph is free before the next one needs it
         self._batch = copy_of(batch)
         stream = torch.cuda.Stream()
-        fastest = torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True)
+        fastest = torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False)
         with Rehearsal(update), fastest:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):

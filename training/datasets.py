@@ -18,7 +18,7 @@ DIGITS = "digits"
 _COVERED = "shorter-side-center-crop"
 
 
-def read_data(source: str | Path, section: DataSection, seed: int) -> tuple[AnySplit, AnySplit]:
+def read_data(source: str | Path, section: DataSection) -> tuple[AnySplit, AnySplit]:
     """``(train, test)``: ``digits``, or whatever :func:`hce_engine.images.open_labelled` knows.
 
     With ``crop = "resized"`` it must be a folder of image files, which stay on disk; otherwise all images are in memory,
@@ -27,14 +27,24 @@ def read_data(source: str | Path, section: DataSection, seed: int) -> tuple[AnyS
     """
     whole: AnySplit
     test: AnySplit
-    whole, test = _resident(source, section, seed) if section.crop == "padded" else _on_disk(Path(source), section)
+    whole, test = _resident(source, section) if section.crop == "padded" else _on_disk(Path(source), section)
     if whole.class_names != test.class_names:
         raise DataError(f"data {source}", expected="the same classes for training and test",
                         got=f"{len(whole.class_names)} and {len(test.class_names)}", fix="correct the folders")
-    if len(whole) == len(test) and whole.fingerprint() == test.fingerprint():
-        rest, taken = stratified(whole.labels, len(whole) // 5, seed)
+    if same_images(whole, test):
+        rest, taken = stratified(whole.labels, len(whole) // 5, TEST_SEED)
         return whole.take(rest), whole.take(taken)
     return whole, test
+
+
+TEST_SEED = 0  # of test sets that a source does not have itself: runs of all seeds are tested on the same images
+
+
+def same_images(a: AnySplit, b: AnySplit) -> bool:
+    """Whether a source has one set for both splits."""
+    if isinstance(a, FolderSplit) and isinstance(b, FolderSplit):
+        return a.root == b.root and a.names == b.names
+    return len(a) == len(b) and a.fingerprint() == b.fingerprint()
 
 
 def _on_disk(source: Path, section: DataSection) -> tuple[FolderSplit, FolderSplit]:
@@ -45,9 +55,9 @@ def _on_disk(source: Path, section: DataSection) -> tuple[FolderSplit, FolderSpl
     return train, test
 
 
-def _resident(source: str | Path, section: DataSection, seed: int) -> tuple[Split, Split]:
+def _resident(source: str | Path, section: DataSection) -> tuple[Split, Split]:
     if str(source) == DIGITS:
-        train, test = digits(seed)
+        train, test = digits(TEST_SEED)
     else:
         side = section.size
         spec = InputSpec(UINT8_NHWC, (3, side, side), (0.0,) * 3, (1.0,) * 3, resize=_COVERED) if side else None

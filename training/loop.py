@@ -64,7 +64,8 @@ def predict(module: nn.Module, split: AnySplit, batch_size: int = 500) -> Tensor
     """Logits ``(N, classes)`` in eval mode; the module's mode is restored."""
     was_training = module.training
     module.eval()
-    parts = [module(images) for images in split.chunks(batch_size)]
+    with torch.backends.cudnn.flags(allow_tf32=False):  # what is reported is float32
+        parts = [module(images) for images in split.chunks(batch_size)]
     module.train(was_training)
     return torch.cat(parts)
 

@@ -37,7 +37,6 @@ from . import toml_files
 from .recipe import Recipe, changed, load_recipe, parse
 
 MATRICES = Path(__file__).resolve().parent / "matrices"
-MEMBERS = ("o", "q", "s", "ensemble")
 _TOP = ("recipe", "seeds", "dataset", "control", "rows", "ensembles")  # beside extends and drop
 _ENSEMBLE = ("title", "members", "across_seeds")
 
@@ -93,6 +92,11 @@ def _values(who: str, path: Path) -> tuple[dict[str, Any], Path]:
         for key in own:
             if key not in (*_TOP, "drop"):
                 raise RecipeError(who, expected="only extends, drop, " + ", ".join(_TOP), got=repr(key), fix="correct the key")
+        for key, kind in (("seeds", list), ("rows", dict), ("ensembles", dict)):
+            value = own.get(key, kind())
+            if not isinstance(value, kind) or (isinstance(value, dict) and not all(isinstance(v, dict) for v in value.values())):
+                raise RecipeError(who, expected=f"{key} as a " + ("list" if kind is list else "table of tables"),
+                                  got=repr(value)[:80], fix="correct the value")
         dropped = own.pop("drop", [])
         known = {*values.get("rows", {}), *values.get("ensembles", {})}
         if not isinstance(dropped, list) or not set(dropped) <= known:
@@ -133,7 +137,8 @@ def _homogeneous(who: str, name: str, value: Mapping[str, Any], made: Mapping[st
     for key in value:
         if key not in _ENSEMBLE:
             raise RecipeError(who, expected="only " + ", ".join(_ENSEMBLE), got=repr(key), fix="remove or correct the key")
-    members = tuple(tuple(str(text).partition(":")[::2]) for text in value.get("members", ()))
+    named = value.get("members", ())
+    members = tuple(tuple(str(text).partition(":")[::2]) for text in (named if isinstance(named, list) else ()))
     for row, member in members:
         if member not in made.get(row, ()):
             raise RecipeError(who, expected="members as row:member of rows of this matrix", got=f"{row}:{member}",

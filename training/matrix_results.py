@@ -7,18 +7,19 @@ A row whose runs are missing stays, with the status ``not run``.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hce_engine.backends.reference import mean_logits
+from hce_engine.errors import CheckpointError
 
 from .evaluate import evaluate_logits
 from .matrix import Homogeneous, Matrix, Row, folder
 from .matrix_run import jobs_of
+from .progress import MetricsLog
 from .recipe import Recipe
 from .run_files import LOGITS, MEMBERS, RESULT, read_json
 from .stages import widths
@@ -52,9 +53,7 @@ class _Run:
 def _seconds(path: Path) -> dict[str, float]:
     """Training seconds by member, of the epochs that this folder saw (an adopted member has none)."""
     seconds: dict[str, float] = {}
-    log = path / "metrics.jsonl"
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
-        record = json.loads(line)
+    for record in MetricsLog(path / "metrics.jsonl").lines():
         member = record["phase"].split("-")[0]
         seconds[member] = seconds.get(member, 0.0) + record["seconds"]
     return seconds
@@ -86,6 +85,20 @@ def _compare(row: dict[str, Any], control: str | None, wrong: Mapping[tuple[str,
         }
 
 
+def _common_labels(split: str, runs: Sequence[_Run]) -> np.ndarray | None:
+    """The labels of a split that all runs share; None for hold-outs of different seeds, which are different images.
+
+    Raises CheckpointError when the runs were tested on different images.
+    """
+    first, *rest = [run.labels(split) for run in runs]
+    if first is not None and all(labels is not None and np.array_equal(labels, first) for labels in rest):
+        return first
+    if split == "test":
+        raise CheckpointError("results of a matrix", expected="runs that were tested on the same images", got="others",
+                              fix="run all of them on the same --data")
+    return None
+
+
 def _measured(
     row: str, per_seed: Sequence[tuple[int, list[tuple[_Run, str]]]], wrong: dict[tuple[str, int], np.ndarray]
 ) -> dict[str, Any]:
@@ -99,7 +112,7 @@ def _measured(
         names = [f"{member}{i}" if len(parts) > 1 else member for i, (_, member) in enumerate(parts)]
         split = {}
         for key in ("test", "holdout"):
-            labels = parts[0][0].labels(key)
+            labels = _common_labels(key, [run for run, _ in parts])
             if labels is not None:
                 logits = {name: run.logits(key, member) for name, (run, member) in zip(names, parts, strict=True)}
                 split[key] = evaluate_logits(logits, labels)
@@ -119,9 +132,9 @@ def _measured(
     return {**columns, "member_accuracy": members, "cost": cost, "flops_ratio": cost["flops_paper"] / reference}
 
 
-def _made_by(runs: Sequence[_Run], names: Sequence[str]) -> dict[str, list[str]]:
+def _made_by(members: Iterable[tuple[_Run, str]]) -> dict[str, list[str]]:
     """Commits and hardware of the members, each once."""
-    notes = [run.notes[name] for run in runs for name in names]
+    notes = [run.notes[name] for run, name in members]
     return {
         "commits": sorted({str(note.get("commit") or "unknown") for note in notes}),
         "hardware": sorted({str(note["hardware"]) for note in notes}),
@@ -162,7 +175,7 @@ def _trained(
         measured["flops_ratio"] = measured["cost"]["nonzero_flops"] / found[0][1].cost("o")["flops_paper"]
     seconds = {name: [run.phases[name] for _, run in found if name in run.phases] for name in recipe.members}
     return told | {"status": "run", "seeds": [seed for seed, _ in found], **measured, "seconds": seconds,
-                   **_made_by([run for _, run in found], recipe.members)}
+                   **_made_by((run, name) for _, run in found for name in recipe.members)}
 
 
 def _homogeneous(
@@ -184,6 +197,5 @@ def _homogeneous(
     if not whole:
         return told | {"status": "not run", "seeds": []}
     measured = _measured(ensemble.name, [(seeds[0], found) for seeds, found in whole], wrong)
-    used = [run for _, found in whole for run, _ in found]
     return told | {"status": "run", "seeds": [s for seeds, _ in whole for s in seeds], **measured,
-                   **_made_by(used, [member for _, member in ensemble.members])}
+                   **_made_by(part for _, found in whole for part in found)}

@@ -7,8 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from hce_engine.threads import available_threads
 from .matrix import Matrix, folder
 from .recipe import Recipe
 from .run import train
-from .run_files import LOGITS, MEMBERS, RESULT, read_json
+from .run_files import IDENTITY, LOGITS, MEMBERS, RESULT, read_json
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,10 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        return (self.out / RESULT).exists() and (self.out / LOGITS).exists()
+        """Whether the folder holds the results of this very recipe; of another one they are not taken, nor overwritten."""
+        if not all((self.out / name).exists() for name in (IDENTITY, RESULT, LOGITS)):
+            return False
+        return bool(read_json(self.out / IDENTITY).get("recipe_digest") == self.recipe.digest)
 
     def done(self) -> set[str]:
         """Digests of the members that lie in the folder, whether the run is finished or not."""
@@ -59,14 +62,40 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _start(parent: int) -> None:
+def _work(recipe: Recipe, data: str, out: str, donors: list[str], device: str, threads: int, parent: int, tell: Connection) -> None:
+    """One run in a process of its own; ``tell`` gets the sentence of an error, or an empty one."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _work(recipe: Recipe, data: str, out: str, donors: list[str], device: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    torch._dynamo.reset()  # networks of the run before count towards the number that may be compiled
-    train(recipe, data, out, reuse=donors, device=device, progress=False)
+    try:
+        train(recipe, data, out, reuse=donors, device=device, progress=False)
+    except Exception as error:
+        tell.send(f"{type(error).__name__}: {error}")
+    else:
+        tell.send("")
+
+
+class _Started:
+    """A job under way."""
+
+    def __init__(self, job: Job, data: str, donors: list[str], device: str, threads: int) -> None:
+        spawned = multiprocessing.get_context("spawn")
+        self.job = job
+        self._said, tell = spawned.Pipe(duplex=False)
+        arguments = (job.recipe, data, str(job.out), donors, device, threads, os.getpid(), tell)
+        self.process = spawned.Process(target=_work, args=arguments)
+        self.process.start()
+        tell.close()  # the child's end is its own now, so that its death ends the pipe
+
+    def error(self) -> str:
+        """What went wrong, empty if nothing did; after the process has ended."""
+        try:
+            return str(self._said.recv())
+        except EOFError:
+            return f"the process ended with {self.process.exitcode}"
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
 
 
 def run_matrix(
@@ -77,28 +106,31 @@ def run_matrix(
 
     On the CPU the runs share the threads, which is faster than one run on all of them: ResNet-20 trains at 770 images/s on
     one of two cores and at 1,250 on both. On a GPU they share the device, whose time a single small network leaves unused.
-    A failed run stops nobody else; called again, the matrix tries it again.
+    A failed run stops nobody else; called again, the matrix tries it again. Runs under way are stopped with the matrix.
     """
-    todo = [job for job in jobs_of(matrix, out) if not job.finished]
-    every, failed = jobs_of(matrix, out), {}
+    every = jobs_of(matrix, out)
+    todo, failed = [job for job in every if not job.finished], {}
     threads = max(1, available_threads() // jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited: inductor's kernels ask OpenMP, not torch
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes must not spin on each other's cores
-    running: dict[Future[None], Job] = {}
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawned, initializer=_start, initargs=(os.getpid(),)) as pool:
+    running: list[_Started] = []
+    try:
         while todo or running:
             done = set().union(*(job.done() for job in every))
             for job in list(todo):
-                if len(running) < jobs and ready(job, list(running.values()), done):
+                if len(running) < jobs and ready(job, [other.job for other in running], done):
                     todo.remove(job)
                     donors = [str(other.out) for other in every if other.out != job.out and other.done()]
-                    running[pool.submit(_work, job.recipe, str(data), str(job.out), donors, device, threads)] = job
+                    running.append(_Started(job, str(data), donors, device, threads))
                     say(f"{job.name}: started")
-            finished, _ = wait(running, timeout=5, return_when=FIRST_COMPLETED)
-            for future in finished:
-                job, error = running.pop(future), future.exception()
-                if error is not None:
-                    failed[job.name] = f"{type(error).__name__}: {error}"
-                say(f"{job.name}: {failed.get(job.name, 'finished')}")
+            wait([started.process.sentinel for started in running], timeout=5)
+            for started in [one for one in running if not one.process.is_alive()]:
+                running.remove(started)
+                error = started.error()
+                if error:
+                    failed[started.job.name] = error
+                say(f"{started.job.name}: {error or 'finished'}")
+    finally:
+        for started in running:
+            started.stop()
     return failed

@@ -100,19 +100,20 @@ WITHOUT_Q = ("kd",)
 
 @dataclass(frozen=True)
 class EnsembleObjective:
-    """w_ce * CE(z_S, y) + w_diff * term; T^2 keeps the size of a divergence's gradient independent of T."""
+    """w_ce * CE(z_S, y) + w_diff * term; labels of cross entropies are smoothed by ``label_smoothing``; T^2 keeps the size of a divergence's gradient independent of T."""
 
     reading: str
     w_ce: float
     w_diff: float
     temperature: float
+    label_smoothing: float = 0.0
 
     def __call__(self, s: Tensor, o: Tensor, q: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of logits ``(B, classes)`` and labels int64 ``(B,)``."""
-        loss = self.w_ce * F.cross_entropy(s, labels)
+        loss = self.w_ce * F.cross_entropy(s, labels, label_smoothing=self.label_smoothing)
         if not self.w_diff:
             return loss
         o, q, t = o.detach(), q.detach(), self.temperature
         if self.reading == "V6":
-            return loss + self.w_diff * F.cross_entropy((s + q) / 2, labels)
+            return loss + self.w_diff * F.cross_entropy((s + q) / 2, labels, label_smoothing=self.label_smoothing)
         return loss + self.w_diff * t * t * _DIVERGENCES[self.reading](s, o, q, t)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from hce_engine.machine import processor
 from . import distributed
 
 
+@cache
 def commit() -> str | None:
-    """Git commit of the sources that run, with ``+`` behind it if tracked files differ from it; None outside a checkout."""
+    """As of the first call, which is at the start of a run: later commits are not the code that runs. Git commit of the sources that run, with ``+`` behind it if tracked files differ from it; None outside a checkout."""
     root = Path(hce_engine.__file__).resolve().parent.parent
     if not (root / ".git").exists():  # an installed package inside somebody else's repository is not a checkout of it
         return None

@@ -26,7 +26,7 @@ from hce_engine.threads import available_threads
 
 from .checkpoint import load_graph, write_json
 from .data import digits
-from .datasets import DIGITS
+from .datasets import DIGITS, TEST_SEED
 from .evaluate import evaluate_logits
 from .export import RunMembers, members_of
 from .graph_module import GraphModule
@@ -58,7 +58,7 @@ def quickstart(
     train(recipe, DIGITS, out / "run", progress=progress)
     trained = time.monotonic()
     run = members_of(out / "run")
-    _, test = digits(recipe.seed)
+    _, test = digits(TEST_SEED)
     images, labels = test.images.numpy(), test.labels.numpy()
     artifact = hce.build(
         run.members, run.input, path=out / "model.hce", reference="o", images=images[:SAMPLES], classes=run.classes,

@@ -308,6 +308,9 @@ def _check_together(who: str, recipe: Recipe) -> None:
         if s.criterion not in allowed:
             raise RecipeError(who, expected=f"s.criterion of {', '.join(allowed)} for s.granularity = {s.granularity}",
                               got=s.criterion, fix="change one of the two")
+        if s.pruning == "soft" and s.ema:
+            raise RecipeError(who, expected="s.ema = 0 with s.pruning = soft", got=f"{s.ema:g}", fix="change one of the two: an "
+                              "average of filters that are set to zero and grow again is neither")
         if s.pruning == "soft" and s.granularity == "weight":
             raise RecipeError(who, expected="s.pruning = hard for s.granularity = weight", got="soft", fix="change one of the two")
         if (s.allocation == "stages") != bool(s.stage_keep):

@@ -35,7 +35,7 @@ from .models import load_checkpoint, resolve
 from .progress import MetricsLog, TrainingProgress
 from .quantize import QuantModule
 from .recipe import Recipe, load_recipe
-from .run_files import IDENTITY, LOGITS, RESULT, adopt, claim, held, identity, note_member, read_json
+from .run_files import IDENTITY, LOGITS, RESULT, adopt, claim, held, identity, note_member, noted, read_json
 from .stages import Run, original, pruned, quantized, require_budget
 
 
@@ -71,7 +71,7 @@ def train(
             raise CheckpointError(f"--reuse {donor}", expected="the folder of a training run", got="no run.json",
                                   fix="name the folder that `hce train --out` wrote")
     out, arch, target = Path(out), arch or recipe.arch, _device(device)
-    whole, test = read_data(data, recipe.data, recipe.seed)
+    whole, test = read_data(data, recipe.data)
     module, architecture = resolve(arch, whole.classes)
     spec = input_for(architecture.input, whole, recipe.data)
     if source is not None:
@@ -117,7 +117,7 @@ def make_members(run: Run) -> dict[str, Graph]:
             graphs["q"], twin = quantized(run, graphs["o"])
         else:
             graphs["s"] = pruned(run, graphs["o"], graphs.get("q"), twin)
-        if is_new:
+        if is_new or not noted(run.out, name):  # a kill may come between a member and its note
             note_member(run.out, run.recipe, name, run.device)
     return graphs
 

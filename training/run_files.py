@@ -1,7 +1,8 @@
 """The files of a run's folder: what the run is, which members it has and who made them, and who may write.
 
     run.json        what the run is: recipe, architecture, data, input, classes; a second call must agree with it
-    o.pt q.pt s.pt  the members as graphs, q as integers     q-module.pt, s-1.pt ...  what later stages start from
+    o.pt q.pt s.pt  the members as graphs, q as integers
+    q-module.pt, q-w5a5.pt ..., s-1.pt ..., teachers.pt      what later stages start from
     members.json    for each finished member: digest of the keys it depends on, code, machine
     state.pt        the phase in progress                    metrics.jsonl            one line per epoch
     logits.npz      of every member on test set and hold-out, with the labels
@@ -32,7 +33,7 @@ from .provenance import hardware, versions
 from .recipe import Recipe
 
 RESULT, IDENTITY, MEMBERS, LOGITS, FORMAT = "result.json", "run.json", "members.json", "logits.npz", 1
-_PRODUCED = (RESULT, IDENTITY, MEMBERS, LOGITS, "metrics.jsonl", "*.pt")
+_PRODUCED = (RESULT, MEMBERS, LOGITS, "metrics.jsonl", "*.pt")
 _LOCK = "lock"
 
 
@@ -86,7 +87,12 @@ def claim(out: Path, identity: Mapping[str, Any], resume: bool) -> None:
         for pattern in _PRODUCED:
             for file in out.glob(pattern):
                 file.unlink()
+        path.unlink()  # last: what is left of a removal that was cut short still belongs to a run
     if not path.exists():
+        stray = [name for name in ("o.pt", "q.pt", "s.pt") if (out / name).exists()]
+        if stray:
+            raise RecipeError(f"training in {out}", expected="run.json beside members", got=", ".join(stray) + " alone",
+                              fix="choose another --out, or remove what lies there")
         checkpoint.write_json(path, identity)
         return
     before = read_json(path)
@@ -96,6 +102,15 @@ def claim(out: Path, identity: Mapping[str, Any], resume: bool) -> None:
         raise RecipeError(f"resuming {out}", expected="the same run as the one in this folder",
                           got="another " + ", ".join(k.removesuffix("_digest") for k in changed),
                           fix="choose another --out, or start over with --no-resume")
+
+
+def noted(out: Path, name: str) -> bool:
+    """Whether members.json has an entry of this member."""
+    return (out / MEMBERS).exists() and name in read_json(out / MEMBERS)
+
+
+def _equal(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and a.read_bytes() == b.read_bytes()
 
 
 def note_member(out: Path, recipe: Recipe, name: str, device: torch.device) -> None:
@@ -110,7 +125,7 @@ def _note(out: Path, name: str, note: Mapping[str, Any]) -> None:
 
 def adopt(out: Path, recipe: Recipe, donors: Sequence[Path]) -> dict[str, Path]:
     """Copies from other runs the members that this one has not, and that they made in the same way: same keys,
-    architecture, checkpoint and data. Returns which member came from where."""
+    architecture, checkpoint and data, and from the same bytes of the members before. Returns which came from where."""
     mine, taken = read_json(out / IDENTITY), {}
     for name in recipe.members:
         for donor in donors:
@@ -118,6 +133,8 @@ def adopt(out: Path, recipe: Recipe, donors: Sequence[Path]) -> dict[str, Path]:
                 continue
             theirs, notes = read_json(donor / IDENTITY), read_json(donor / MEMBERS)
             same = all(theirs.get(key) == mine[key] for key in ("arch", "checkpoint", "data", "input"))
+            before = [f"{other}.pt" for other in recipe.members[: recipe.members.index(name)]]
+            same = same and all(_equal(out / file, donor / file) for file in before)
             if same and notes.get(name, {}).get("digest") == recipe.member_digest(name):
                 for file in [donor / "q-module.pt"] * (name == "q") + [donor / f"{name}.pt"]:
                     checkpoint.write_bytes(out / file.name, file.read_bytes())

@@ -30,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_resized_images_stay_on_disk(root: Path) -> None:
-    train, test = read_data(root, RESIZED, 0)
+    train, test = read_data(root, RESIZED)
     assert isinstance(train, FolderSplit) and isinstance(test, FolderSplit)
     assert (train.root, len(train), test.root, len(test)) == (root / "train", 12, root / "val", 6)
     assert train.class_names == CLASSES
@@ -41,7 +41,7 @@ def test_resized_images_stay_on_disk(root: Path) -> None:
 
 def test_padded_images_are_in_memory_at_one_size(root: Path) -> None:
     section = DataSection(size=12)
-    train, _ = read_data(root, section, 0)
+    train, _ = read_data(root, section)
     assert isinstance(train, Split) and train.shape == (3, 12, 12)
     spec = input_for(ARCH, train, section)
     assert spec.resize == "shorter-side-center-crop"
@@ -51,7 +51,7 @@ def test_padded_images_are_in_memory_at_one_size(root: Path) -> None:
 
 def test_one_set_for_both_is_divided(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "train", tmp_path / "one")
-    train, test = read_data(tmp_path / "one", RESIZED, 0)
+    train, test = read_data(tmp_path / "one", RESIZED)
     assert isinstance(train, FolderSplit) and isinstance(test, FolderSplit)
     assert (len(train), len(test)) == (10, 2) and not set(train.names) & set(test.names)
 
@@ -59,16 +59,16 @@ def test_one_set_for_both_is_divided(root: Path, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_named(root: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.array([0, 1, 0, 1]))
     with pytest.raises(DataError, match=r"a folder of image files.*got a file"):
-        read_data(tmp_path / "d.npz", RESIZED, 0)
+        read_data(tmp_path / "d.npz", RESIZED)
     with pytest.raises(DataError, match=r"a folder of image files.*nothing"):
-        read_data("digits", RESIZED, 0)
+        read_data("digits", RESIZED)
     with pytest.raises(DataError, match=r"data\.size, 9 x 9.*got 8 x 8"):
-        read_data(tmp_path / "d.npz", DataSection(size=9), 0)
+        read_data(tmp_path / "d.npz", DataSection(size=9))
     with pytest.raises(DataError, match="one size"):
-        read_data(root, DataSection(), 0)
+        read_data(root, DataSection())
     shutil.copytree(root, tmp_path / "missing")
     shutil.rmtree(tmp_path / "missing" / "val" / CLASSES[1])
     with pytest.raises(DataError, match=r"same classes.*3 and 2"):
-        read_data(tmp_path / "missing", RESIZED, 0)
+        read_data(tmp_path / "missing", RESIZED)
     with pytest.raises(RecipeError, match=r"data\.size above 0"):
         recipe(data={"crop": "resized"})

@@ -49,6 +49,15 @@ def test_codes_agree(name: str, method: str, bits: int) -> None:
     assert exact.std(axis=0).min() > 0
 
 
+@pytest.mark.parametrize("name", ["residual", "mobile"])
+def test_codes_agree_under_autocast(name: str) -> None:
+    """Q as a teacher, and with frozen norms, runs under bfloat16 where the rest of the step does."""
+    module, graph = frozen(GRAPHS[name](), 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        shares = agreement(module, graph, pictures(32, seed=9))
+    assert min(shares.values()) >= 0.99, shares
+
+
 def test_float_images_get_a_grid() -> None:
     module, graph = frozen(residual(kind="float32_nchw"), 4)
     images = pictures(32, seed=9).astype(np.float32) / 255

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -136,7 +137,8 @@ def test_a_failed_run_is_reported_and_stops_nobody(folder: Path, tmp_path: Path)
     assert (tmp_path / "runs" / "good-s0" / "result.json").exists()
 
 
-def test_a_worker_ends_with_its_matrix(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal_name", [signal.SIGKILL, signal.SIGTERM], ids=str)
+def test_a_worker_ends_with_its_matrix(folder: Path, tmp_path: Path, signal_name: signal.Signals) -> None:
     (tmp_path / "base.toml").write_text(BASE.replace("epochs = 1\n", "epochs = 100000\n", 1))
     (tmp_path / "m.toml").write_text('recipe = "base.toml"\nseeds = [0]\n[rows.long]\ndrop = ["q", "s"]\n')
     command = [sys.executable, "-m", "hce_engine", "matrix", str(tmp_path / "m.toml"), "--data", str(folder / "data.npz"),
@@ -146,8 +148,8 @@ def test_a_worker_ends_with_its_matrix(folder: Path, tmp_path: Path) -> None:
     try:
         wait_until(lambda: (out / "metrics.jsonl").exists(), 120)
     finally:
-        process.kill()
-        process.wait()
+        process.send_signal(signal_name)
+        process.wait(30)
 
     def is_free() -> bool:
         try:
@@ -206,6 +208,9 @@ def test_shipped_matrices_load(path: Path) -> None:
     [
         (("seeds = [0, 1]", "seeds = []"), "list of different whole numbers"),
         (("seeds = [0, 1]", "seeds = [1, 1]"), "list of different whole numbers"),
+        (("seeds = [0, 1]", "seeds = 3"), "seeds as a list"),
+        (("[rows.hce]", "[rows]\nx = 1\n[rows.hce]"), "rows as a table of tables"),
+        (('members = ["o:o"]', "members = 3"), "members, and exactly one"),
         (('"hce:q"', '"hce:x"'), "got hce:x"),
         (('members = ["o:o"]', 'members = ["o:o", "hce:o"]'), "exactly one of them"),
         (('drop = ["q", "s"]', 'drop = ["o"]'), 'drop as a list of "q" and "s"'),

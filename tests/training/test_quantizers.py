@@ -44,6 +44,15 @@ def test_scales_of_nothing_are_positive(search: Callable[..., torch.Tensor]) -> 
     assert scale.isfinite().all()
 
 
+def test_a_search_looks_at_all_columns_of_a_map() -> None:
+    """Maps whose padded left border is zero, so many that a sample is taken."""
+    values = torch.ones(1024, 16, 32, 32)
+    values[..., 0] = 0
+    quantizer = LearnedStep(Codes((16, 32, 32), 4, 0))
+    quantizer.fit(values, "min-max")
+    assert quantizer.step.item() * quantizer.hi == pytest.approx(1)
+
+
 def test_gradients_are_those_of_lsq() -> None:
     quantizer = LearnedStep(Codes((4, 5, 5), 3, 0))
     quantizer.step.data.fill_(0.5)

@@ -15,6 +15,7 @@ from rich.console import Console
 import hce_engine as hce
 from hce_engine.training import quickstart as module
 from hce_engine.training.data import digits
+from hce_engine.training.datasets import TEST_SEED
 from hce_engine.training.quickstart import MEMBERS, quickstart, table
 from hce_engine.training.throughput import interleaved
 
@@ -56,7 +57,7 @@ def test_it_leaves_a_model_and_a_report_that_agree(tmp_path: Path) -> None:
     assert report["accuracy"]["ensemble"] > 0.4  # chance is a tenth
     assert 0 < report["flops_ratio"] <= 0.8
     assert report["bytes"]["ensemble"] == report["bytes"]["q"] + report["bytes"]["s"]
-    engine, (_, test) = hce.load(tmp_path / "model.hce"), digits(RECIPE.seed)
+    engine, (_, test) = hce.load(tmp_path / "model.hce"), digits(TEST_SEED)
     right = int((np.asarray(engine(test.images.numpy())).argmax(1) == test.labels.numpy()).sum())
     assert right == report["correct"]["ensemble"]
     console = Console(width=140, file=io.StringIO())

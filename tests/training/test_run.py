@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -14,9 +15,15 @@ import torch
 
 from hce_engine.errors import CheckpointError, DataError, InputError, RecipeError, UnsupportedError
 from hce_engine.training import checkpoint, loop
-from hce_engine.training.export import is_run, members_of
+from hce_engine.training.datasets import read_data
+from hce_engine.training.export import input_of, is_run, members_of
+from hce_engine.training.loop import Loss
+from hce_engine.training.progress import MetricsLog, TrainingProgress
+from hce_engine.training.quantize import QuantModule
 from hce_engine.training.run import train
-from hce_engine.training.run_files import held
+from hce_engine.training.run_files import adopt, held
+from hce_engine.training.stages import Run
+from hce_engine.training.stages.teachers import ensemble_loss
 
 from .float_graphs import pictures
 from .own_network import Small, recipe
@@ -160,6 +167,35 @@ def test_a_member_that_is_made_again_says_by_whom(data: Path, finished: Path, tm
     assert again == {**stale, "q": notes["q"]}
 
 
+def test_members_without_a_run_are_not_taken(data: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(RecipeError, match=r"run.json beside members"):
+        go(data, tmp_path / "run")
+
+
+def test_a_kill_between_a_member_and_its_note_is_made_up_for(data: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    for name in ("members.json", "result.json"):
+        (tmp_path / "run" / name).unlink()
+    go(data, tmp_path / "run")
+    assert (tmp_path / "run" / "members.json").read_text() == (finished / "members.json").read_text()
+
+
+def test_members_of_another_line_are_not_taken(data: Path, finished: Path, tmp_path: Path) -> None:
+    """The same keys on another O, as another machine or number of threads would make it: Q belongs to its O."""
+    shutil.copytree(finished, tmp_path / "donor")
+    graph = checkpoint.load_graph(finished / "o.pt")
+    nodes = [replace(n, params={k: v * np.float32(1.001) for k, v in n.params.items()}) for n in graph.nodes]
+    shutil.copytree(finished, tmp_path / "run")
+    for name in ("q.pt", "s.pt", "result.json"):
+        (tmp_path / "run" / name).unlink()
+    checkpoint.save_graph(tmp_path / "run" / "o.pt", graph.with_nodes(nodes))
+    assert adopt(tmp_path / "run", recipe(), [tmp_path / "donor"]) == {}
+    shutil.copy(finished / "o.pt", tmp_path / "run" / "o.pt")
+    assert list(adopt(tmp_path / "run", recipe(), [tmp_path / "donor"])) == ["q", "s"]
+
+
 def test_o_from_a_checkpoint_is_not_trained(data: Path, tmp_path: Path) -> None:
     network = Small()
     torch.save(network.state_dict(), tmp_path / "o.pth")
@@ -228,6 +264,23 @@ def test_cached_teachers_give_the_loss_of_computed_ones(data: Path, finished: Pa
     tables = checkpoint.load(tmp_path / "run" / "teachers.pt")
     assert [tables[k].shape for k in ("0", "1")] == [(2, 75, 3)] * 2
     assert not torch.equal(tables["0"], tables["1"]), "O and Q are different networks"
+    identity = json.loads((finished / "run.json").read_text())
+    whole, _ = read_data(data, recipe().data)
+    o = checkpoint.load_graph(finished / "o.pt")
+    twin = QuantModule(o, 4, 4)
+    twin.load_state_dict(checkpoint.load(finished / "q-module.pt")["module"])
+
+    def loss_of(cached: int) -> tuple[Run, Loss]:
+        run = Run(recipe(objective={"cached_augmentations": cached}), identity["arch"], None, tmp_path, input_of(identity), whole, None,
+                  MetricsLog(tmp_path / "m.jsonl"), TrainingProgress(False), torch.device("cpu"))
+        return run, ensemble_loss(run, o, twin)
+
+    run, cached = loss_of(3)
+    _, computed = loss_of(0)
+    batch = next(run.batches(16, 3).epoch(torch.Generator().manual_seed(3)))
+    assert len(set(batch.variant.tolist())) > 1
+    logits = torch.randn(16, 3, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(cached(logits, batch), computed(logits, batch), rtol=1e-4, atol=1e-5)
 
 
 def test_post_training_quantization_alone(data: Path, tmp_path: Path) -> None:

@@ -100,7 +100,10 @@ class Quantizer(nn.Module, ABC):
     def fit(self, real: Tensor, search: str) -> None:
         """Sets the step for the values ``real`` by one of SEARCHES."""
         values = real.flatten()
-        values = values[:: max(1, values.numel() // _SAMPLE)]
+        if values.numel() > _SAMPLE:
+            # Drawn, not every n-th: a stride that divides a map's width would look at one column of it, a padded border.
+            index = torch.randint(values.numel(), (_SAMPLE,), generator=torch.Generator().manual_seed(0))
+            values = values[index.to(values.device)]
         low = max((v for v in (self.low, None if self.lo else 0.0) if v is not None), default=None)
         if low is not None or self.high is not None:
             values = values.clamp(low, self.high)
@@ -124,7 +127,8 @@ class LearnedStep(Quantizer):
 
 
 class LearnedClip(Quantizer):
-    """PACT: the parameter is the largest real value, ``clip`` = step * hi. The paper decays it (L2); an optimizer may."""
+    """PACT: the parameter is the largest real value, ``clip`` = step * hi. The paper decays it (L2), which
+    this project's optimizer does to matrices and kernels only."""
 
     def __init__(self, codes: Codes) -> None:
         super().__init__(codes)

@@ -26,6 +26,17 @@ from .scales import SCALE_FLOOR
 from .weights import Weights
 
 Value = tuple[Tensor, Tensor]  # codes minus zero point, scale
+
+
+def exact(x: Tensor) -> torch.autocast:
+    """A context in which sums of codes are not rounded to bfloat16, whatever the rest of the step is run in.
+
+    The bias is of the size of the sum and of the other sign: what rounding does to the sum before it is added is many
+    codes of the difference. With a live batch norm, which subtracts the mean of what was rounded, it is noise.
+    """
+    return torch.autocast(x.device.type, enabled=False)
+
+
 _BIAS_LIMIT = 2.0**26  # codes of a folded bias; leaves int32 room for any sum of fewer than 65,000 products
 
 
@@ -135,7 +146,8 @@ class ConvStep(Requantized, Weights):
         (x, s_in), *rest = inputs
         if self.norm is None or not self.norm.training:
             codes, bias, unit = self.folded(s_in)
-            sums = F.conv2d(x, codes, None, *self.geometry).float() + bias.view(1, -1, 1, 1)
+            with exact(x):
+                sums = F.conv2d(x, codes, None, *self.geometry) + bias.view(1, -1, 1, 1)
             return [(sums, unit.view(1, -1, 1, 1)), *rest]
         return [(self.norm(self.before_norm(x, s_in)), torch.ones_like(s_in)), *rest]
 
@@ -243,7 +255,8 @@ class HeadStep(Weights):
     def forward(self, value: Value) -> Tensor:
         x, s_in = value
         s = self.weight_scale()
-        return F.linear(x, self.round_weight(1 / s)).float() * (s * s_in) + self.bias
+        with exact(x):
+            return F.linear(x, self.round_weight(1 / s)) * (s * s_in) + self.bias
 
 
 class MoveStep(nn.Module):

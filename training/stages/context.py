@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from hce_engine.graph import Graph
 from hce_engine.ledger import ensemble_cost
 from hce_engine.preprocess import InputSpec
+from hce_engine.training import checkpoint, distributed
 from hce_engine.training.data import Augmentation, Batches, mean_codes
 from hce_engine.training.epochs import Epochs
 from hce_engine.training.folder_data import AnySplit, FolderBatches, FolderSplit
@@ -72,6 +74,14 @@ class Run:
             compile=self.recipe.compile, precision=self.recipe.precision,
             score=score if self.holdout is not None else None, on_epoch=on_epoch, after_epoch=after_epoch,
         ))
+
+    def save(self, path: Path, value: Mapping[str, Any]) -> None:
+        """Writes a file whose presence decides what comes next, when no process is still looking for it."""
+        distributed.wait_for_all()
+        checkpoint.save(path, value)
+
+    def save_graph(self, path: Path, graph: Graph) -> None:
+        self.save(path, checkpoint.graph_to_dict(graph))
 
     def forward(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """``module`` as the recipe says that networks run: compiled or not, in float32 or bfloat16."""

@@ -35,5 +35,5 @@ def original(run: Run) -> Graph:
         module = GraphModule(graph).to(run.device)
         run.fit("o", module, options, cross_entropy(options.label_smoothing), run.score)
         graph = module.to_graph()
-    checkpoint.save_graph(path, graph)
+    run.save_graph(path, graph)
     return graph

@@ -62,10 +62,10 @@ def pruned(run: Run, o: Graph, q: Graph | None, twin: QuantModule | None) -> Gra
         short = replace(options, epochs=options.round_epochs, lr=options.round_lr)
         run.fit(f"s-{number}", module, short, loss, score, after_epoch=pruning.after_epoch(ceiling), variants=variants)
         graph = module.to_graph()
-        checkpoint.save_graph(round_path, graph)
+        run.save_graph(round_path, graph)
     graph = pruning.finish(graph, target)
     module = pruning.module(graph).to(run.device)
     run.fit("s", module, options, loss, score, variants=variants)
     graph = module.to_graph()
-    checkpoint.save_graph(path, graph)
+    run.save_graph(path, graph)
     return graph

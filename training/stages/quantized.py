@@ -84,10 +84,10 @@ def quantized(run: Run, o: Graph) -> tuple[Graph, QuantModule]:
             module.load_state_dict(checkpoint.load(path)["module"])
         else:
             _train(run, name, o, module, options)
-            checkpoint.save(path, {"module": module.state_dict()})
+            run.save(path, {"module": module.state_dict()})
         wider = module
     graph = freeze(module)
-    checkpoint.save_graph(graph_path, graph)
+    run.save_graph(graph_path, graph)
     return graph, module.eval()
 
 
@@ -98,7 +98,9 @@ def _train(run: Run, name: str, o: Graph, module: QuantModule, options: Quantize
     if run.holdout is not None:
         run.progress.line(f"{name:<9} before training  holdout {run.score(module)['holdout']:.4f}")
     teach = run.forward(GraphModule(o).to(run.device).eval())
-    objective = EnsembleObjective("kd", 1 - options.distill, options.distill, options.temperature)
+    objective = EnsembleObjective(
+        "kd", 1 - options.distill, options.distill, options.temperature, options.label_smoothing
+    )
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -26,10 +26,12 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def ensemble_loss(run: Run, o: Graph, twin: QuantModule | None) -> Loss:
-    """The recipe's objective for S. O and Q see the same augmented batch and get no gradient; a teacher that the objective
-    does not look at is not asked."""
+    """The recipe's objective for S. O and Q see the same augmented batch and get no gradient; plain distillation
+    does not ask Q, and cross entropy alone asks nobody."""
     section = run.recipe.objective
-    objective = EnsembleObjective(section.reading, section.w_ce, section.w_diff, section.temperature)
+    assert run.recipe.s is not None
+    smoothing = run.recipe.s.label_smoothing
+    objective = EnsembleObjective(section.reading, section.w_ce, section.w_diff, section.temperature, smoothing)
     if not section.w_diff:
         return lambda logits, batch: objective(logits, logits, logits, batch.labels)
     forwards = [run.forward(GraphModule(o).to(run.device).eval())]
