@@ -16,7 +16,7 @@ from hce_engine.ledger import ledger
 
 MODELS = sorted(model_cards.MODELS.glob("*.hce"))
 BUDGETS = {"resnet20": 0.568, "resnet56": 0.478}
-pytestmark = pytest.mark.skipif(not model_cards.MODELS.is_dir(), reason="not in a checkout")
+pytestmark = pytest.mark.skipif(not (model_cards.MODELS.parent / "README.md").exists(), reason="not in a checkout")
 
 
 def test_a_model_ships() -> None:
