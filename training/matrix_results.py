@@ -16,7 +16,7 @@ import numpy as np
 from hce_engine.backends.reference import mean_logits
 from hce_engine.errors import CheckpointError
 
-from .evaluate import evaluate_logits
+from .evaluate import evaluate_logits, predicted_classes
 from .matrix import Homogeneous, Matrix, Row, folder
 from .matrix_run import jobs_of
 from .progress import MetricsLog
@@ -117,7 +117,7 @@ def _measured(
                 logits = {name: run.logits(key, member) for name, (run, member) in zip(names, parts, strict=True)}
                 split[key] = evaluate_logits(logits, labels)
                 if key == "test":
-                    wrong[row, seed] = mean_logits(list(logits.values())).argmax(1) != labels
+                    wrong[row, seed] = predicted_classes(mean_logits(list(logits.values()))) != labels
         ensemble = split["test"]["members"]["ensemble"]
         for key in ("accuracy", "correct", "interval", *_METRICS):
             columns[key].append(ensemble[key])

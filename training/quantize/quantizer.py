@@ -68,14 +68,6 @@ class Quantizer(nn.Module, ABC):
     def set_scale(self, scale: Tensor) -> None:
         """Makes ``scale`` the step, without a gradient."""
 
-    def clip_value(self) -> Tensor:
-        """The largest real value of the grid, whatever the tensor's own clamp leaves of it."""
-        return self.scale() * self.hi
-
-    def set_clip(self, value: Tensor) -> None:
-        """Makes ``value`` the largest real value."""
-        self.set_scale(value / self.hi)
-
     def rounded(self, u: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
         """``u``, in units of the step, on integers, with the gradient that the method gives to rounding."""
         return rounding(u)
