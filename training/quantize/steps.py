@@ -9,7 +9,9 @@ step s. ``real`` gives the same sum before division by s, which is what calibrat
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +30,14 @@ from .weights import Weights
 Value = tuple[Tensor, Tensor]  # codes minus zero point, scale
 
 
-def exact(x: Tensor) -> torch.autocast:
+def exact(x: Tensor) -> AbstractContextManager[Any]:
     """A context in which sums of codes are not rounded to bfloat16, whatever the rest of the step is run in.
 
     The bias is of the size of the sum and of the other sign: what rounding does to the sum before it is added is many
     codes of the difference. With a live batch norm, which subtracts the mean of what was rounded, it is noise.
     """
-    return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 _BIAS_LIMIT = 2.0**26  # codes of a folded bias; leaves int32 room for any sum of fewer than 65,000 products
