@@ -40,7 +40,7 @@ def gradients(graph: Graph, images: Tensor, labels: Tensor) -> Iterator[Gradient
     for start in range(0, len(labels), BATCH):
         part, truth = images[start : start + BATCH], labels[start : start + BATCH]
         module.zero_grad(set_to_none=True)
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             F.cross_entropy(module(part), truth).backward()
         distributed.average(module, len(truth))  # of equal gradients; but a GPU may round otherwise than its neighbour
         found: dict[str, dict[str, np.ndarray]] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,12 +59,21 @@ def forward_of(module: nn.Module, compile: bool, precision: str) -> Callable[[Te
     return under_autocast
 
 
+def float32_convolutions() -> AbstractContextManager[None]:
+    """A context in which cuDNN does not round operands to TF32, as it otherwise does; without effect on a CPU."""
+    cudnn = torch.backends.cudnn
+    context: AbstractContextManager[None] = cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False,
+    )
+    return context
+
+
 @torch.no_grad()
 def predict(module: nn.Module, split: AnySplit, batch_size: int = 500) -> Tensor:
     """Logits ``(N, classes)`` in eval mode; the module's mode is restored."""
     was_training = module.training
     module.eval()
-    with torch.backends.cudnn.flags(allow_tf32=False):  # what is reported is float32
+    with float32_convolutions():  # what is reported is float32
         parts = [module(images) for images in split.chunks(batch_size)]
     module.train(was_training)
     return torch.cat(parts)
@@ -118,7 +127,8 @@ def fit(module: nn.Module, phase: Phase) -> nn.Module:
 
     Raises RecipeError when the loss is no longer finite.
     """
-    _Fit(module, phase).run()
+    with float32_convolutions():
+        _Fit(module, phase).run()
     return module.eval()
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hce_engine.atomic import atomic_write
-from hce_engine.errors import DataError, UnsupportedError, WriteError
+from hce_engine.errors import DataError, UnsupportedError
+from hce_engine.training import checkpoint
 from hce_engine.training.export import is_run
 from hce_engine.training.pictures.style import data_uri, encode
 
@@ -78,8 +78,8 @@ def write_report(
                 images[name] = block, encode(block.figure, block.format, PNG_DPI)
     page = _render(chapters, {id(block): data_uri(data, block.format) for block, data in images.values()})
     for name, (block, data) in images.items() if pictures is not None else ():
-        _write(Path(str(pictures)) / f"{name}.{block.format}", data)
-    _write(Path(out), page.encode())
+        checkpoint.write_bytes(Path(str(pictures)) / f"{name}.{block.format}", data)
+    checkpoint.write_bytes(Path(out), page.encode())
     left_out = [sentence for _, sections in chapters for section in sections for sentence in section.left_out]
     return {"report": str(out), "sources": [name for name, _ in chapters], "pictures": list(images), "left_out": left_out}
 
@@ -88,13 +88,3 @@ def _render(chapters: Sequence[tuple[str, Sequence[Section]]], images: dict[int,
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(chapters=chapters, image_of=lambda block: images[id(block)])
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"writing {path}", expected="a folder that can be made", got=error.strerror or str(error),
-                         fix="choose another place") from None
-    with atomic_write(path) as file:
-        file.write(data)
