@@ -1,0 +1,172 @@
+"""Sub-tiles of int8 codes from packed bytes: the inner step of every integer product (formats.py has the layouts).
+
+Loads give bytes, shifts and masks spread a byte over 2, 4 or 8 sub-tiles; nothing moves between lanes. Left to itself the
+compiler works byte by byte; with ``ASM`` four bytes are taken at a time as one register (1,038 instructions against 687 in
+a 16-channel convolution on sm_90). The interpreter has no assembly, so each function has both forms; a test checks the truth
+table of both on every byte.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def unpack_pairs(p, ASM: tl.constexpr):
+    """Unsigned nibbles of a byte: (low, high), codes 0..15 as int8."""
+    if ASM:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b32 t; and.b32 $0, $2, 0x0F0F0F0F; shr.u32 t, $2, 4; and.b32 $1, t, 0x0F0F0F0F; }", "=r,=r,r", [p],
+            dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
+        )
+    return p & 15, (p >> 4) & 15
+
+
+@triton.jit
+def unpack_weight_pairs(p, ASM: tl.constexpr):
+    """Signed nibbles of a byte at the top of their bytes: (16 * low, 16 * high)."""
+    if ASM:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b32 t; shl.b32 t, $2, 4; and.b32 $0, t, 0xF0F0F0F0; and.b32 $1, $2, 0xF0F0F0F0; }", "=r,=r,r", [p],
+            dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
+        )
+    return p << 4, p & -16
+
+
+@triton.jit
+def unpack_triples(a, b, ASM: tl.constexpr):
+    """Unsigned 3-bit codes: four int8 tiles from plane 0 and plane 1, each byte of plane 1 given twice in a row.
+
+    An even column takes bits 0..3 of its byte of plane 1, an odd column bits 4..7.
+    """
+    if ASM:
+        return tl.inline_asm_elementwise(
+            """{ .reg .b32 e, o, h, t;
+                 and.b32 e, $5, 0x000F000F; shr.u32 o, $5, 4; and.b32 o, o, 0x0F000F00; or.b32 h, e, o;
+                 and.b32 $0, $4, 0x03030303; shl.b32 t, h, 2; and.b32 t, t, 0x04040404; or.b32 $0, $0, t;
+                 shr.u32 t, $4, 2; and.b32 $1, t, 0x03030303; shl.b32 t, h, 1; and.b32 t, t, 0x04040404; or.b32 $1, $1, t;
+                 shr.u32 t, $4, 4; and.b32 $2, t, 0x03030303; and.b32 t, h, 0x04040404; or.b32 $2, $2, t;
+                 shr.u32 t, $4, 6; and.b32 $3, t, 0x03030303; shr.u32 t, h, 1; and.b32 t, t, 0x04040404; or.b32 $3, $3, t; }""",
+            "=r,=r,=r,=r,r,r", [a, b], dtype=(tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4,
+        )
+    shift = ((tl.arange(0, a.shape[1]) & 1) * 4).to(tl.int8)[None, :]
+    h = b >> shift
+    return ((a & 3) | (h << 2 & 4), (a >> 2 & 3) | (h << 1 & 4), (a >> 4 & 3) | (h & 4), (a >> 6 & 3) | (h >> 1 & 4))
+
+
+@triton.jit
+def unpack_weight_triples(a, s, HALF: tl.constexpr, ASM: tl.constexpr):
+    """Signed 3-bit codes at the top of their bytes, 32 * w: four int8 tiles from a byte of two-bit codes and the bits
+    4 HALF .. 4 HALF + 3 of the byte of signs."""
+    if ASM:
+        if HALF == 0:
+            return tl.inline_asm_elementwise(
+                """{ .reg .b32 t, u;
+                     shl.b32 t, $4, 5; and.b32 t, t, 0x60606060; shl.b32 u, $5, 7; and.b32 u, u, 0x80808080; or.b32 $0, t, u;
+                     shl.b32 t, $4, 3; and.b32 t, t, 0x60606060; shl.b32 u, $5, 6; and.b32 u, u, 0x80808080; or.b32 $1, t, u;
+                     shl.b32 t, $4, 1; and.b32 t, t, 0x60606060; shl.b32 u, $5, 5; and.b32 u, u, 0x80808080; or.b32 $2, t, u;
+                     shr.u32 t, $4, 1; and.b32 t, t, 0x60606060; shl.b32 u, $5, 4; and.b32 u, u, 0x80808080; or.b32 $3, t, u; }""",
+                "=r,=r,=r,=r,r,r", [a, s], dtype=(tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4,
+            )
+        return tl.inline_asm_elementwise(
+            """{ .reg .b32 t, u;
+                 shl.b32 t, $4, 5; and.b32 t, t, 0x60606060; shl.b32 u, $5, 3; and.b32 u, u, 0x80808080; or.b32 $0, t, u;
+                 shl.b32 t, $4, 3; and.b32 t, t, 0x60606060; shl.b32 u, $5, 2; and.b32 u, u, 0x80808080; or.b32 $1, t, u;
+                 shl.b32 t, $4, 1; and.b32 t, t, 0x60606060; shl.b32 u, $5, 1; and.b32 u, u, 0x80808080; or.b32 $2, t, u;
+                 shr.u32 t, $4, 1; and.b32 t, t, 0x60606060; and.b32 u, $5, 0x80808080; or.b32 $3, t, u; }""",
+            "=r,=r,=r,=r,r,r", [a, s], dtype=(tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4,
+        )
+    h = s >> (4 * HALF)
+    return (
+        (a << 5 & 0x60) | h << 7, (a << 3 & 0x60) | (h << 6 & -128), (a << 1 & 0x60) | (h << 5 & -128),
+        (a >> 1 & 0x60) | (h << 4 & -128),
+    )
+
+
+@triton.jit
+def _chunk(p0, p1, ok, BITS: tl.constexpr, ASM: tl.constexpr):
+    """The sub-tiles of one chunk of BLOCK_K bytes of packed codes, 4 or 3 bits. ok: mask of rows, or None."""
+    if ok is None:
+        a = tl.load(p0)
+    else:
+        a = tl.load(p0, mask=ok, other=0)
+    if BITS == 4:
+        return unpack_pairs(a, ASM)
+    else:
+        if ok is None:
+            b = tl.load(p1)
+        else:
+            b = tl.load(p1, mask=ok, other=0)
+        twice = tl.reshape(tl.join(b, b), a.shape)
+        return unpack_triples(a, twice, ASM)
+
+
+@triton.jit
+def _plain(p, ok):
+    if ok is None:
+        return tl.load(p)
+    else:
+        return tl.load(p, mask=ok, other=0)
+
+
+@triton.jit
+def activation_tiles(p0, p1, ok, BITS: tl.constexpr, TILES: tl.constexpr, BLOCK_K: tl.constexpr, ASM: tl.constexpr):
+    """TILES int8 tiles [rows, BLOCK_K] of one step. p0: pointers [rows, BLOCK_K] to plane 0, p1: [rows, BLOCK_K / 2] to
+    plane 1 (3 bits only); ok: mask [rows, 1] or None."""
+    if BITS == 8:
+        if TILES == 1:
+            return (_plain(p0, ok),)
+        elif TILES == 2:
+            return _plain(p0, ok), _plain(p0 + BLOCK_K, ok)
+        else:
+            return (
+                _plain(p0, ok), _plain(p0 + BLOCK_K, ok), _plain(p0 + 2 * BLOCK_K, ok), _plain(p0 + 3 * BLOCK_K, ok),
+                _plain(p0 + 4 * BLOCK_K, ok), _plain(p0 + 5 * BLOCK_K, ok), _plain(p0 + 6 * BLOCK_K, ok),
+                _plain(p0 + 7 * BLOCK_K, ok),
+            )
+    elif BITS == 4:
+        if TILES == 2:
+            return _chunk(p0, p1, ok, 4, ASM)
+        else:
+            return (
+                _chunk(p0, p1, ok, 4, ASM) + _chunk(p0 + BLOCK_K, p1, ok, 4, ASM)
+                + _chunk(p0 + 2 * BLOCK_K, p1, ok, 4, ASM) + _chunk(p0 + 3 * BLOCK_K, p1, ok, 4, ASM)
+            )
+    else:
+        if TILES == 4:
+            return _chunk(p0, p1, ok, 3, ASM)
+        else:
+            return _chunk(p0, p1, ok, 3, ASM) + _chunk(p0 + BLOCK_K, p1 + BLOCK_K // 2, ok, 3, ASM)
+
+
+@triton.jit
+def weight_tiles(p, BITS: tl.constexpr, TILES: tl.constexpr, PLANE: tl.constexpr, ASM: tl.constexpr):
+    """TILES int8 tiles [BLOCK_N, BLOCK_K] of one step, WEIGHT_SCALE times the weights. p: pointers [BLOCK_N, BLOCK_K] to
+    plane 0; PLANE: BLOCK_N * BLOCK_K."""
+    if BITS == 8:
+        if TILES == 1:
+            return (tl.load(p),)
+        elif TILES == 2:
+            return tl.load(p), tl.load(p + PLANE)
+        else:
+            return tl.load(p), tl.load(p + PLANE), tl.load(p + 2 * PLANE), tl.load(p + 3 * PLANE)
+    elif BITS == 4:
+        if TILES == 2:
+            return unpack_weight_pairs(tl.load(p), ASM)
+        else:
+            return unpack_weight_pairs(tl.load(p), ASM) + unpack_weight_pairs(tl.load(p + PLANE), ASM)
+    else:
+        s = tl.load(p + 2 * PLANE)
+        return unpack_weight_triples(tl.load(p), s, 0, ASM) + unpack_weight_triples(tl.load(p + PLANE), s, 1, ASM)
+
+
+@triton.jit
+def multiply(acc, x, w, TILES: tl.constexpr, SWAP: tl.constexpr):
+    """acc + sum of the products of a step: acc [rows, BLOCK_N], or [BLOCK_N, rows] with SWAP."""
+    for t in tl.static_range(TILES):
+        if SWAP:
+            acc = tl.dot(w[t], tl.trans(x[t]), acc, out_dtype=tl.int32)
+        else:
+            acc = tl.dot(x[t], tl.trans(w[t]), acc, out_dtype=tl.int32)
+    return acc
