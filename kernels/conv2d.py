@@ -19,11 +19,11 @@ import triton
 import triton.language as tl
 
 from .configurations import ConvConfig
-from .description import Codes, Geometry
+from .description import Codes, Geometry, clamps
 from .device import DeviceLayer, DeviceMap
 from .formats import CODES_PER_BYTE, SLACK
 from .launch import INTERPRETED, Cost, Launch, Recoded, Residual, require
-from .requantize import recode, store_codes, to_code, to_float
+from .requantize import recode, residual_to_float, store_codes, to_code, to_float
 from .tiles import activation_tiles, multiply, weight_tiles
 
 
@@ -42,7 +42,7 @@ def conv2d_kernel(
     Z_BITS: tl.constexpr, Z_START: tl.constexpr, Z_PIXEL: tl.constexpr, Z_ROW: tl.constexpr, Z_IMAGE: tl.constexpr,
     Z_PADDED: tl.constexpr,
     ZERO: tl.constexpr, QMIN: tl.constexpr, QMAX: tl.constexpr, Z_ZERO: tl.constexpr, Z_QMIN: tl.constexpr,
-    Z_QMAX: tl.constexpr,
+    Z_QMAX: tl.constexpr, CLAMP: tl.constexpr, Z_CLAMP: tl.constexpr,
     LOGITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UNROLL: tl.constexpr,
     ASM: tl.constexpr, STAGES: tl.constexpr,
 ):
@@ -86,15 +86,15 @@ def conv2d_kernel(
         if R_PADDED:
             at = n * R_IMAGE + i * R_ROW + j * R_PIXEL + R_START
             r = tl.load(r0 + at[:, None] + channel[None, :], mask=ok[:, None] & (channel < R_PADDED)[None, :], other=0)
-            v = v + (r.to(tl.int32) + (128 - R_ZERO)).to(tl.float32) * residual_factor
-        code = to_code(v, ZERO, QMIN, QMAX)
+            v = v + residual_to_float(r, R_ZERO, ASM) * residual_factor
+        code = to_code(v, ZERO, QMIN, QMAX, CLAMP)
         if Y_BITS:
             at = n * Y_IMAGE + i * Y_ROW + j * Y_PIXEL + Y_START
-            store_codes(y0, y1, at, block * BLOCK_N, code, ok, Y_BITS, Y_PADDED, BLOCK_M, BLOCK_N)
+            store_codes(y0, y1, at, block * BLOCK_N, code, ok, Y_BITS, Y_PADDED, BLOCK_M, BLOCK_N, ASM)
         if Z_BITS:
-            code = recode(code, recode_factor, ZERO, Z_ZERO, Z_QMIN, Z_QMAX)
+            code = recode(code, recode_factor, ZERO, Z_ZERO, Z_QMIN, Z_QMAX, Z_CLAMP)
             at = n * Z_IMAGE + i * Z_ROW + j * Z_PIXEL + Z_START
-            store_codes(z0, z1, at, block * BLOCK_N, code, ok, Z_BITS, Z_PADDED, BLOCK_M, BLOCK_N)
+            store_codes(z0, z1, at, block * BLOCK_N, code, ok, Z_BITS, Z_PADDED, BLOCK_M, BLOCK_N, ASM)
 
 
 def _place(prefix: str, value: DeviceMap | None) -> dict[str, int]:
@@ -144,6 +144,9 @@ def launch(
     else:
         require(who, (oh, ow) == (1, 1) and y is None and recoded is None, "one output pixel and no maps beside logits", geometry.out)
         require(who, logits.dtype == torch.float32 and logits.is_contiguous(), "contiguous float32 logits", logits.dtype)
+    largest = layer.arrays.largest_value + (255 * abs(residual.multiplier) if residual else 0.0)
+    derived = (recoded.codes, recoded.map.form.bits, recoded.factor) if recoded else None
+    clamp = clamps(largest, codes, y.form.bits if y else None, derived)
     pixel = form.pixel_bytes[0]
     row = form.columns * pixel
     pixels = x.batch * oh * ow
@@ -171,7 +174,8 @@ def launch(
         "Y_BITS": y.form.bits if y else 0, **_place("Y", y), "Z_BITS": recoded.map.form.bits if recoded else 0,
         **_place("Z", recoded.map if recoded else None), "ZERO": codes.zero_point, "QMIN": codes.qmin, "QMAX": codes.qmax,
         "Z_ZERO": recoded.codes.zero_point if recoded else 0, "Z_QMIN": recoded.codes.qmin if recoded else 0,
-        "Z_QMAX": recoded.codes.qmax if recoded else 0, "LOGITS": 0 if logits is None else logits.shape[1],
+        "Z_QMAX": recoded.codes.qmax if recoded else 0, "CLAMP": clamp.value, "Z_CLAMP": clamp.recoded,
+        "LOGITS": 0 if logits is None else logits.shape[1],
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "UNROLL": config.unroll,
         "ASM": asm, "STAGES": config.num_stages,
     }

@@ -26,7 +26,8 @@ SMALLEST_NORMAL = 2.0**-126
 @dataclass(frozen=True)
 class LayerArrays:
     """weight: uint8 [form.bytes].  bias: int32, multiplier and offset: float32, each [blocks * block_n].  magic: the bias
-    carries MAGIC_BITS.  macs_per_pixel: real multiply-accumulates of one output pixel."""
+    carries MAGIC_BITS.  macs_per_pixel: real multiply-accumulates of one output pixel.  largest_value: bound of
+    |f32(acc) * m|, with room for the rounding."""
 
     form: WeightFormat
     weight: np.ndarray
@@ -35,6 +36,7 @@ class LayerArrays:
     offset: np.ndarray
     magic: bool
     macs_per_pixel: int
+    largest_value: float
 
 
 def largest_sum(weight: np.ndarray, bias: np.ndarray, x: MapFormat, x_qmax: int) -> int:
@@ -78,7 +80,11 @@ def layer_arrays(
     padded = pad(sums, np.int32)
     if magic:
         padded[oc:] = MAGIC_BITS
+    # True sums, not centred ones: what the epilogue multiplies is the same number either way.
+    flat = np.abs(weight.astype(np.int64)).reshape(oc, -1).sum(axis=1)
+    values = (np.abs(bias.astype(np.float64)) + x_qmax * flat) * np.abs(multiplier.astype(np.float64))
     return LayerArrays(
         form, pack_weights(weight, x, form), padded, pad(multiplier / np.float32(scale), np.float32),
         pad(np.zeros(oc, np.float32) if offset is None else offset, np.float32), magic, weight[0].size * oc,
+        float(values.max(initial=0)) * 1.001,
     )

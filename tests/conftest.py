@@ -6,7 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+
+# Without a GPU, Triton kernels run in Triton's interpreter; it must be chosen before a kernel is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Time per example depends on the machine and says nothing about correctness.
 settings.register_profile("hce", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")))
