@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,6 @@ from .module import QuantModule
 from .scales import SEARCHES
 from .steps import ConvStep, Requantized
 from .weights import Weights
-
-
-def _norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def need_images(who: str, images: Tensor, least: int) -> None:
@@ -76,31 +72,3 @@ def _float_statistics(module: QuantModule, images: Tensor) -> dict[str, tuple[Te
             twin.of(node.name).register_forward_pre_hook(watch(node.name))
     twin(images)
     return result
-
-
-@torch.no_grad()
-def reestimate_bn(module: nn.Module, images: Tensor, *, batch: int = 256) -> None:
-    """Replaces all running statistics by averages over ``images``, in batches; works on QuantModule and GraphModule.
-
-    Parameters and step sizes stay. A network without batch norms is left as it is. Raises InputError for fewer than two images.
-    """
-    need_images("reestimate_bn", images, 2)
-    norms, was_training = _norms(module), module.training
-    if not norms:
-        return
-    momenta = [n.momentum for n in norms]
-    module.eval()
-    for n in norms:
-        n.reset_running_stats()
-        n.momentum = None  # cumulative average
-        n.train()
-    for part in _batches(images, batch):
-        module(part)
-    for n, momentum in zip(norms, momenta, strict=True):
-        n.momentum = momentum
-    module.train(was_training)
-
-
-def _batches(images: Tensor, size: int) -> Iterator[Tensor]:
-    """Parts of nearly equal size, so that none is too small for its statistics to mean anything."""
-    yield from images.chunk(max(1, -(-len(images) // size)))
