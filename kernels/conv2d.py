@@ -9,7 +9,7 @@ x, residual and outputs: maps of formats.py (8, 4 or 3 bits; the residual 8); we
 A tile is BLOCK_M pixels, counted through images, rows and columns, times BLOCK_N channels. Padding is the halo of x, so no
 tap is masked; the rest of a step beyond a run reads neighbours, which meet weight 0. Taps are unrolled, or walked by a
 pipelined loop (``unroll``); a flattened loop over taps is the form that Triton is known to miscompile at 8 warps, so the
-loop form is refused there. Exact: tests compare every bit with :func:`reference`.
+loop form is refused there. Exact: every bit is that of numerics.conv2d_accumulate and requantize.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import triton
 import triton.language as tl
 
 from .configurations import ConvConfig
-from .description import Codes, Geometry, clamps
+from .description import Codes, Geometry
 from .device import DeviceLayer, DeviceMap
+from .epilogue import finish, outputs
 from .formats import CODES_PER_BYTE, SLACK
 from .launch import INTERPRETED, Cost, Launch, Recoded, Residual, require
-from .requantize import recode, residual_to_float, store_codes, to_code, to_float
 from .tiles import activation_tiles, multiply, weight_tiles
 
 
@@ -60,8 +60,7 @@ def conv2d_kernel(
     px0 = x0 + start[:, None] + k[None, :]
     px1 = x1 + (start // 2)[:, None] + half[None, :]
     pw = w + block * (RUNS * STEPS * STEP_BYTES) + o[:, None] * BLOCK_K + k[None, :]
-    channel = block * BLOCK_N + o
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32) + tl.load(bias + channel)[None, :]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32) + tl.load(bias + block * BLOCK_N + o)[None, :]
     # Bytes of plane 0 that one step takes from a run.
     X_STEP: tl.constexpr = BLOCK_K * TILES // (1 if X_BITS == 8 else 2 if X_BITS == 4 else 4)
     if UNROLL:
@@ -78,36 +77,12 @@ def conv2d_kernel(
             x = activation_tiles(px0 + at, px1 + at // 2, None, X_BITS, TILES, BLOCK_K, ASM)
             v = weight_tiles(pw + index * STEP_BYTES, W_BITS, TILES, BLOCK_N * BLOCK_K, ASM)
             acc = multiply(acc, x, v, TILES, False)
-    v = to_float(acc, MAGIC) * tl.load(multiplier + channel)[None, :]
-    if LOGITS:
-        v = v + tl.load(offset + channel)[None, :]
-        tl.store(logits + m[:, None] * LOGITS + channel[None, :], v, mask=ok[:, None] & (channel < LOGITS)[None, :])
-    else:
-        if R_PADDED:
-            at = n * R_IMAGE + i * R_ROW + j * R_PIXEL + R_START
-            r = tl.load(r0 + at[:, None] + channel[None, :], mask=ok[:, None] & (channel < R_PADDED)[None, :], other=0)
-            v = v + residual_to_float(r, R_ZERO, ASM) * residual_factor
-        code = to_code(v, ZERO, QMIN, QMAX, CLAMP)
-        if Y_BITS:
-            at = n * Y_IMAGE + i * Y_ROW + j * Y_PIXEL + Y_START
-            store_codes(y0, y1, at, block * BLOCK_N, code, ok, Y_BITS, Y_PADDED, BLOCK_M, BLOCK_N, ASM)
-        if Z_BITS:
-            code = recode(code, recode_factor, ZERO, Z_ZERO, Z_QMIN, Z_QMAX, Z_CLAMP)
-            at = n * Z_IMAGE + i * Z_ROW + j * Z_PIXEL + Z_START
-            store_codes(z0, z1, at, block * BLOCK_N, code, ok, Z_BITS, Z_PADDED, BLOCK_M, BLOCK_N, ASM)
-
-
-def _place(prefix: str, value: DeviceMap | None) -> dict[str, int]:
-    """Where the inner pixels of an output or residual lie: byte strides of plane 0."""
-    if value is None:
-        return dict.fromkeys((f"{prefix}_{key}" for key in ("START", "PIXEL", "ROW", "IMAGE", "PADDED")), 0)
-    form = value.form
-    pixel = form.pixel_bytes[0]
-    row = form.columns * pixel
-    return {
-        f"{prefix}_START": form.halo[0] * row + form.halo[1] * pixel, f"{prefix}_PIXEL": pixel, f"{prefix}_ROW": row,
-        f"{prefix}_IMAGE": form.rows * row, f"{prefix}_PADDED": form.padded,
-    }
+    finish(
+        acc, m, ok, block, n * R_IMAGE + i * R_ROW + j * R_PIXEL + R_START, n * Y_IMAGE + i * Y_ROW + j * Y_PIXEL + Y_START,
+        n * Z_IMAGE + i * Z_ROW + j * Z_PIXEL + Z_START, multiplier, offset, r0, y0, y1, z0, z1, logits, residual_factor,
+        recode_factor, MAGIC, R_PADDED, R_ZERO, Y_BITS, Y_PADDED, Z_BITS, Z_PADDED, ZERO, QMIN, QMAX, Z_ZERO, Z_QMIN,
+        Z_QMAX, CLAMP, Z_CLAMP, LOGITS, BLOCK_M, BLOCK_N, ASM,
+    )
 
 
 def launch(
@@ -117,10 +92,9 @@ def launch(
 ) -> Launch:
     """One convolution over ``x.batch`` images.
 
-    y: map of the codes.  recoded: map of the codes derived from them; at least one of the two, or ``logits``, float32
-    ``(batch, classes)``, for a layer with one output pixel.  Raises ValueError for operands that do not fit each other.
+    Outputs: as of :func:`epilogue.outputs`.  Raises ValueError for operands that do not fit each other.
     """
-    who, form, (oh, ow), codes = f"conv2d {name}", x.form, geometry.out, codes or Codes()
+    who, form, (oh, ow) = f"conv2d {name}", x.form, geometry.out
     weights = layer.arrays.form
     required = geometry.halo(form.height, form.width)
     require(who, all(has >= need for has, need in zip(form.halo, required, strict=True)), f"a halo of {required}", form.halo)
@@ -130,61 +104,25 @@ def launch(
     step_bytes = config.block_k * weights.tiles // CODES_PER_BYTE[form.bits]
     overrun = weights.steps * step_bytes - weights.run_codes // CODES_PER_BYTE[form.bits]
     require(who, overrun <= SLACK, f"steps that read at most {SLACK} bytes beyond a run", overrun)
-    outputs = {"y": (y, codes), "recoded": (recoded.map, recoded.codes) if recoded else (None, codes)}
-    if residual is not None:
-        require(who, residual.map.form.bits == 8, "a residual map of 8 bits", residual.map.form)
-        outputs["residual"] = (residual.map, Codes())
-    for key, (value, grid) in outputs.items():
-        if value is not None:
-            size = (value.form.height, value.form.width, value.batch)
-            require(who, size == (oh, ow, x.batch), f"{key} of {oh} x {ow} x {x.batch} images", size)
-            require(who, grid.qmax < 1 << value.form.bits, f"codes of {value.form.bits} bits in {key}", grid.qmax)
-    if logits is None:
-        require(who, y is not None or recoded is not None, "an output", "none")
-    else:
-        require(who, (oh, ow) == (1, 1) and y is None and recoded is None, "one output pixel and no maps beside logits", geometry.out)
-        require(who, logits.dtype == torch.float32 and logits.is_contiguous(), "contiguous float32 logits", logits.dtype)
-    largest = layer.arrays.largest_value + (255 * abs(residual.multiplier) if residual else 0.0)
-    derived = (recoded.codes, recoded.map.form.bits, recoded.factor) if recoded else None
-    clamp = clamps(largest, codes, y.form.bits if y else None, derived)
+    out = outputs(who, layer, (oh, ow, x.batch), y=y, codes=codes, residual=residual, recoded=recoded, logits=logits)
     pixel = form.pixel_bytes[0]
     row = form.columns * pixel
     pixels = x.batch * oh * ow
     joined = geometry.dilation[1] == 1
-    unused = x.plane0
-    outputs_of = {key: (m if m is not None else None) for key, m in (("y", y), ("z", recoded.map if recoded else None))}
-    arguments: dict[str, torch.Tensor | int | float] = {
-        "x0": x.plane0, "x1": x.plane1, "w": layer.weight, "bias": layer.bias, "multiplier": layer.multiplier,
-        "offset": layer.offset, "r0": residual.map.plane0 if residual else unused,
-    }
-    for key, value in outputs_of.items():
-        arguments[f"{key}0"], arguments[f"{key}1"] = (value.plane0, value.plane1) if value else (unused, unused)
-    arguments |= {
-        "logits": layer.offset if logits is None else logits, "pixels": pixels,
-        "residual_factor": residual.multiplier if residual else 0.0, "recode_factor": recoded.factor if recoded else 0,
-    }
-    constants = {
+    arguments = out.arguments | {"x0": x.plane0, "x1": x.plane1, "w": layer.weight, "bias": layer.bias, "pixels": pixels}
+    constants = out.constants | {
         "X_BITS": form.bits, "X_PIXEL": pixel, "X_ROW": row, "X_IMAGE": form.rows * row,
         "X_START": (form.halo[0] - geometry.padding[0]) * row + (form.halo[1] - geometry.padding[1]) * pixel,
         "OUT_H": oh, "OUT_W": ow, "STRIDE_H": geometry.stride[0], "STRIDE_W": geometry.stride[1],
         "RUNS_PER_ROW": 1 if joined else geometry.kernel[1], "DILATION_H": geometry.dilation[0],
         "DILATION_W": geometry.dilation[1], "W_BITS": weights.bits, "RUNS": weights.runs, "STEPS": weights.steps,
-        "TILES": weights.tiles, "STEP_BYTES": weights.step_bytes, "MAGIC": layer.arrays.magic,
-        **_place("R", residual.map if residual else None), "R_ZERO": residual.zero_point if residual else 0,
-        "Y_BITS": y.form.bits if y else 0, **_place("Y", y), "Z_BITS": recoded.map.form.bits if recoded else 0,
-        **_place("Z", recoded.map if recoded else None), "ZERO": codes.zero_point, "QMIN": codes.qmin, "QMAX": codes.qmax,
-        "Z_ZERO": recoded.codes.zero_point if recoded else 0, "Z_QMIN": recoded.codes.qmin if recoded else 0,
-        "Z_QMAX": recoded.codes.qmax if recoded else 0, "CLAMP": clamp.value, "Z_CLAMP": clamp.recoded,
-        "LOGITS": 0 if logits is None else logits.shape[1],
+        "TILES": weights.tiles, "STEP_BYTES": weights.step_bytes,
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "UNROLL": config.unroll,
         "ASM": asm, "STAGES": config.num_stages,
     }
-    written = sum(x.batch * oh * ow * sum(m.form.pixel_bytes) for m in outputs_of.values() if m is not None)
-    read = x.batch * form.height * form.width * sum(form.pixel_bytes) + weights.bytes
-    if residual is not None:
-        read += x.batch * oh * ow * residual.map.form.pixel_bytes[0]
     cost = Cost(
-        read, written + (0 if logits is None else 4 * logits.numel()), pixels * layer.arrays.macs_per_pixel,
+        x.batch * form.height * form.width * sum(form.pixel_bytes) + weights.bytes + out.read, out.written,
+        pixels * layer.arrays.macs_per_pixel,
         -(-pixels // config.block_m) * config.block_m * weights.blocks * config.block_n * weights.inner,
     )
     grid = (-(-pixels // config.block_m), weights.blocks)

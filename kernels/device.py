@@ -51,7 +51,9 @@ def empty_map(form: MapFormat, batch: int, device: torch.device | str, pad_code:
         top, left = form.halo[:2]
         image[top : top + form.height, left : left + form.width] = fill & 255
         plane = torch.full((batch * size + SLACK,), fill, dtype=torch.int8, device=device)
-        plane[: batch * size].view(batch, size).copy_(torch.from_numpy(image.reshape(1, size).view(np.int8)))
+        # One image crosses to the device; it is repeated there.
+        one = torch.from_numpy(image.reshape(1, size).view(np.int8)).to(device)
+        plane[: batch * size].view(batch, size).copy_(one)
         planes.append(plane)
     return DeviceMap(form, batch, tuple(planes))
 

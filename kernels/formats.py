@@ -142,7 +142,7 @@ def unpack_map(planes: Sequence[np.ndarray], form: MapFormat) -> np.ndarray:
         for p, size in zip(planes, form.pixel_bytes, strict=True)
     ]
     if form.bits == 8:
-        full = views[0] ^ np.uint8(CENTRE)
+        full: np.ndarray = views[0] ^ np.uint8(CENTRE)
     elif form.bits == 4:
         full = np.stack([views[0] & 15, views[0] >> 4], axis=-1).reshape(*views[0].shape[:3], form.padded)
     else:

@@ -73,7 +73,7 @@ def layer_arrays(
     sums = sums * scale + (MAGIC_BITS if magic else 0)
 
     def pad(values: np.ndarray, dtype: type) -> np.ndarray:
-        full = np.zeros(form.blocks * block_n, dtype)
+        full: np.ndarray = np.zeros(form.blocks * block_n, dtype)
         full[:oc] = values
         return full
 

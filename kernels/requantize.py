@@ -133,17 +133,35 @@ def store_codes(
 @triton.jit
 def load_codes(
     p0, p1, pixel0, column, ok, BITS: tl.constexpr, PADDED: tl.constexpr, COLUMNS: tl.constexpr,
+    ALIGNED: tl.constexpr = True,
 ):
-    """Codes int32 [ROWS, COLUMNS] of a map of BITS, one channel per lane; the inverse of :func:`store_codes`. Channels from
-    PADDED on are 0."""
-    c = column + tl.arange(0, COLUMNS)
-    mask = ok[:, None] & (c < PADDED)[None, :]
-    if BITS == 8:
-        return tl.load(p0 + pixel0[:, None] + c[None, :], mask=mask, other=-128).to(tl.int32) + 128
+    """Codes int32 [ROWS, COLUMNS] of a map of BITS; the inverse of :func:`store_codes`. Channels below 0 and from PADDED on
+    are 0. ALIGNED: column is a multiple of 8, so each byte is loaded once and spread over lanes; else each lane loads its byte."""
+    if BITS == 8 or not ALIGNED:
+        c = column + tl.arange(0, COLUMNS)
+        mask = ok[:, None] & ((c >= 0) & (c < PADDED))[None, :]
+        if BITS == 8:
+            return tl.load(p0 + pixel0[:, None] + c[None, :], mask=mask, other=-128).to(tl.int32) + 128
+        elif BITS == 4:
+            b = tl.load(p0 + pixel0[:, None] + (c // 2)[None, :], mask=mask, other=0).to(tl.int32)
+            return (b >> ((c & 1) * 4)[None, :]) & 15
+        else:
+            a = tl.load(p0 + pixel0[:, None] + (c // 4)[None, :], mask=mask, other=0).to(tl.int32)
+            b = tl.load(p1 + (pixel0 // 2)[:, None] + (c // 8)[None, :], mask=mask, other=0).to(tl.int32)
+            return ((a >> ((c & 3) * 2)[None, :]) & 3) | ((b >> (c & 7)[None, :]) & 1) << 2
     elif BITS == 4:
-        b = tl.load(p0 + pixel0[:, None] + (c // 2)[None, :], mask=mask, other=0).to(tl.int32)
-        return (b >> ((c & 1) * 4)[None, :]) & 15
+        c = column // 2 + tl.arange(0, COLUMNS // 2)
+        mask = ok[:, None] & ((c >= 0) & (c < PADDED // 2))[None, :]
+        b = tl.load(p0 + pixel0[:, None] + c[None, :], mask=mask, other=0).to(tl.int32)
+        return tl.interleave(b & 15, (b >> 4) & 15)
     else:
-        a = tl.load(p0 + pixel0[:, None] + (c // 4)[None, :], mask=mask, other=0).to(tl.int32)
-        b = tl.load(p1 + (pixel0 // 2)[:, None] + (c // 8)[None, :], mask=mask, other=0).to(tl.int32)
-        return ((a >> ((c & 3) * 2)[None, :]) & 3) | ((b >> (c & 7)[None, :]) & 1) << 2
+        c = column // 4 + tl.arange(0, COLUMNS // 4)
+        mask = ok[:, None] & ((c >= 0) & (c < PADDED // 4))[None, :]
+        a = tl.load(p0 + pixel0[:, None] + c[None, :], mask=mask, other=0).to(tl.int32)
+        d = column // 8 + tl.arange(0, COLUMNS // 8)
+        mask = ok[:, None] & ((d >= 0) & (d < PADDED // 8))[None, :]
+        b = tl.load(p1 + (pixel0 // 2)[:, None] + d[None, :], mask=mask, other=0).to(tl.int32)
+        h = tl.interleave(b, b >> 4)
+        even = tl.interleave((a & 3) | (h & 1) << 2, ((a >> 4) & 3) | (h & 4))
+        odd = tl.interleave(((a >> 2) & 3) | (h & 2) << 1, ((a >> 6) & 3) | (h & 8) >> 1)
+        return tl.interleave(even, odd)
