@@ -6,11 +6,15 @@
 
 The ensemble is the mean of the voting members' logits, summed in member order (``backends.reference.mean_logits``); a
 row does not depend on the batch around it, the number of threads, or the order in which members ran.
+
+    engine = hce_engine.load("model.hce", device="cuda", members=("q",))       # quantized members run on a GPU
+    logits = engine(images.cuda())               # computed on the current stream, and stays on the GPU
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,51 +26,93 @@ from .artifact import Artifact
 from .backends import reference
 from .backends.cpu import CpuBackend
 from .errors import InputError, UnsupportedError
+from .graph import Graph
 from .preprocess import InputSpec, check_images, to_nchw
 from .threads import available_threads
 
 if TYPE_CHECKING:
     import torch
 
-DEVICES = ("auto", "cpu", "reference")
+    from .backends.cuda.backend import CudaBackend
+
+DEVICES = ("auto", "cpu", "cuda", "reference")
 CONCURRENCY = ("auto", "sequential", "members")
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        kind = UnsupportedError if value == "cuda" else InputError
-        raise kind("engine", expected=f"{name} {', '.join(allowed)}", got=repr(value), fix="choose one of them")
+        raise InputError("engine", expected=f"{name} {', '.join(allowed)}", got=repr(value), fix="choose one of them")
     return value
 
 
-class Engine:
-    """Runs all members of an artifact on one device.
+def _only(graph: Graph, names: Sequence[str]) -> Graph:
+    """The named members alone; they vote, so that a reference can be measured by itself."""
+    if not names or isinstance(names, str):
+        raise InputError("engine", expected="members of " + ", ".join(m.name for m in graph.members),
+                         got=repr(names) if names else "no name", fix="name at least one, in a tuple")
+    some = graph.only(*dict.fromkeys(names))
+    return replace(some, members=tuple(replace(m, role="vote") for m in some.members))
 
-    device: ``cpu`` (C++ kernels; ``auto`` means this), or ``reference`` (plain numpy: exact and slow).
+
+def choose_device(graph: Graph) -> str:
+    """What ``auto`` means for a graph: ``cuda`` if this machine has a GPU and all members run on it, else ``cpu``."""
+    from .plan.cuda import require_runnable
+
+    try:
+        require_runnable(graph)  # first: it needs no torch
+    except UnsupportedError:
+        return "cpu"
+    from .backends.cuda.gpu import missing
+
+    return "cpu" if missing() else "cuda"
+
+
+def check_tensor(images: torch.Tensor, spec: InputSpec) -> None:
+    """Raises InputError for a tensor that :func:`preprocess.check_images` would refuse as an array."""
+    want = f"(N, {', '.join(map(str, spec.array_shape))}) {spec.numpy_dtype} ({spec.kind})"
+    fits = images.ndim == 4 and tuple(images.shape[1:]) == spec.array_shape
+    if not fits or str(images.dtype).removeprefix("torch.") != str(spec.numpy_dtype) or not images.is_contiguous():
+        got = f"{tuple(images.shape)} {images.dtype}{'' if images.is_contiguous() else ', not contiguous'}"
+        raise InputError("images", expected=f"a contiguous tensor {want}", got=got, fix="convert it first")
+
+
+class Engine:
+    """Runs members of an artifact on one device.
+
+    device: ``cpu`` (C++ kernels), ``cuda`` (Triton kernels, quantized members only), ``reference`` (plain numpy: exact
+    and slow), or ``auto``: ``cuda`` where torch has a GPU and every chosen member runs on it, else ``cpu``.
     threads: worker threads of the CPU back end; by default what affinity and control group allow.
     concurrency: ``members`` lets threads take tiles of any member (``auto`` means this), ``sequential`` runs one member
     after the other. The bytes of the results are the same.
     isa: instruction set of the CPU back end; by default the environment's HCE_ISA, else the best one.
+    members: names of those to run, which then vote; by default all.
 
     Raises UnsupportedError for what this machine cannot do; it never falls back to something slower.
     """
 
     def __init__(
         self, artifact: Artifact, device: str = "auto", threads: int | None = None, concurrency: str = "auto",
-        isa: str | None = None,
+        isa: str | None = None, members: Sequence[str] | None = None,
     ) -> None:
+        if members is not None:
+            artifact = replace(artifact, graph=_only(artifact.graph, members))
         self.artifact = artifact
         expected, got = artifact.input.input_node().spec, artifact.graph.input.spec
         if (got.shape, got.dtype) != (expected.shape, expected.dtype):
             raise InputError("engine", expected=f"a graph that takes {expected}, as the input specification says", got=str(got),
                              fix="build both from one model")
-        self.device = "cpu" if _choice("device", device, DEVICES) == "auto" else device
+        self.device = choose_device(artifact.graph) if _choice("device", device, DEVICES) == "auto" else device
         self.concurrency = "members" if _choice("concurrency", concurrency, CONCURRENCY) == "auto" else concurrency
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
             raise InputError("engine", expected="1 to 1024 threads", got=repr(threads), fix="leave it out for all cores")
         self.threads = (threads or available_threads()) if self.device == "cpu" else 1
         self._cpu = CpuBackend(artifact.graph, isa=isa, threads=self.threads) if self.device == "cpu" else None
         self.isa = self._cpu.isa if self._cpu else None
+        self._cuda: CudaBackend | None = None
+        if self.device == "cuda":
+            from .backends.cuda.backend import CudaBackend
+
+            self._cuda = CudaBackend(artifact.graph)
 
     @property
     def input(self) -> InputSpec:
@@ -79,24 +125,22 @@ class Engine:
     @property
     def plan(self) -> str:
         """The printable plan: every step, its kernel, and why."""
+        if self._cuda is not None:
+            return str(self._cuda.plan(self._cuda.max_batch))
         if self._cpu is None:
             return f"reference: {len(self.artifact.graph.nodes)} numpy operations, one per node"
         return "\n".join(str(plan) for plan in self._cpu.plans)
 
     def only(self, *names: str) -> Engine:
         """An engine that runs the named members alone; they vote, so that a reference can be measured by itself."""
-        if not names:
-            raise InputError("engine", expected="a member of " + ", ".join(self.member_names), got="no name",
-                             fix="name at least one")
-        graph = self.artifact.graph.only(*dict.fromkeys(names))
-        graph = replace(graph, members=tuple(replace(m, role="vote") for m in graph.members))
-        return Engine(replace(self.artifact, graph=graph), self.device, self.threads, self.concurrency, self.isa)
+        return Engine(self.artifact, self.device, self.threads, self.concurrency, self.isa, names)
 
     def __call__(self, images: np.ndarray | torch.Tensor) -> Any:
         """Ensemble logits, float32 ``(N, classes)``, for a batch as ``self.input`` describes it.
 
-        A numpy array gives a numpy array, a torch tensor (CPU) a torch tensor. Raises InputError for a wrong rank,
-        dtype, size or layout. Images that hold NaN or Inf give NaN rows; their neighbours are not touched.
+        A numpy array gives a numpy array, a torch tensor a torch tensor on the same device; a tensor on a GPU needs the
+        ``cuda`` device and is computed on the current stream. Raises InputError for a wrong rank, dtype, size or layout.
+        Images that hold NaN or Inf give NaN rows; their neighbours are not touched.
         """
         return self._run(images, ensemble_only=True)["ensemble"]
 
@@ -110,8 +154,7 @@ class Engine:
         if as_tensor:
             tensor: torch.Tensor = images  # type: ignore[assignment]
             if tensor.device.type != "cpu":
-                raise InputError("images", expected="a tensor on the CPU", got=f"a tensor on {tensor.device}",
-                                 fix="move it with .cpu()")
+                return self._run_on_gpu(tensor, ensemble_only)
             try:
                 images = tensor.detach().numpy()
             except (TypeError, RuntimeError):  # bfloat16, sparse, a conjugate: what numpy has no word for
@@ -120,20 +163,30 @@ class Engine:
         batch = check_images(images, self.input)  # type: ignore[arg-type]
         graph = self.artifact.graph
         voters = [m.name for m in graph.voters]
-        if self._cpu is not None:
+        if self._cuda is not None:
+            logits: dict[str, Any] = self._cuda.run(batch, ensemble_only=ensemble_only)
+        elif self._cpu is not None:
             names = voters if ensemble_only else None
             logits = self._cpu.run(batch, names=names, concurrent=self.concurrency == "members")
         else:
             logits = reference.run(graph, to_nchw(batch, self.input))
-        logits["ensemble"] = reference.mean_logits([logits[name] for name in voters])
+        if self._cuda is None:
+            logits["ensemble"] = reference.mean_logits([logits[name] for name in voters])
         if as_tensor:
             return {name: torch_module.from_numpy(z) for name, z in logits.items()}  # type: ignore[union-attr]
         return logits
 
+    def _run_on_gpu(self, images: torch.Tensor, ensemble_only: bool) -> dict[str, Any]:
+        if self._cuda is None or images.device.type != "cuda":
+            raise InputError("images", expected="a tensor on the CPU", got=f"a tensor on {images.device}",
+                             fix="move it with .cpu(), or make the engine with device='cuda'")
+        check_tensor(images, self.input)
+        return self._cuda.run(images.detach(), ensemble_only=ensemble_only)
+
 
 def load(
     path: str | Path, device: str = "auto", threads: int | None = None, concurrency: str = "auto",
-    isa: str | None = None,
+    isa: str | None = None, members: Sequence[str] | None = None,
 ) -> Engine:
     """The engine of a ``.hce`` file; arguments as of :class:`Engine`. Raises ArtifactError for a damaged file."""
-    return Engine(artifacts.load(path), device, threads, concurrency, isa)
+    return Engine(artifacts.load(path), device, threads, concurrency, isa, members)

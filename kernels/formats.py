@@ -33,8 +33,9 @@ changes its lane. Weights are stored per (block of output channels, run, step) a
 
     bits 8    plane t         byte = w[t]                                      tiles planes
     bits 4    plane p         byte = (w[2p] & 15) | (w[2p+1] & 15) << 4        tiles / 2 planes
-    bits 3    planes 0 and 1  byte = sum_{i<4} (w[4p+i] & 3) << 2i             3 planes, tiles = 8
-              plane 2         byte = sum_{i<8} ((w[i] >> 2) & 1) << i
+    bits 3    plane 0         byte = w[0] << 5 | w[1] << 2 | w[6] >> 1         3 planes, tiles = 8; each w as 3 bits
+              plane 1         byte = w[2] << 5 | w[3] << 2 | w[7] >> 1
+              plane 2         byte = w[4] << 5 | w[5] << 2 | (w[6] & 1) << 1 | (w[7] & 1)
 
 A kernel takes the sign for free by moving a code to the top of its byte: the products are then ``WEIGHT_SCALE[bits]`` times
 too large (16 or 32), which the multiplier of the epilogue takes back exactly (a power of two).
@@ -231,8 +232,9 @@ def pack_weights(weight: np.ndarray, x: MapFormat, form: WeightFormat) -> np.nda
     elif form.bits == 4:
         packed = (cut[:, :, :, 0::2] & 15) | (cut[:, :, :, 1::2] & 15) << 4
     else:
-        low, high = cut & 3, (cut >> 2) & 1
-        pairs = low[:, :, :, 0::4] | low[:, :, :, 1::4] << 2 | low[:, :, :, 2::4] << 4 | low[:, :, :, 3::4] << 6
-        signs = (high << np.arange(8, dtype=np.uint8)[:, None, None]).sum(axis=3, keepdims=True, dtype=np.uint8)
-        packed = np.concatenate([pairs, signs], axis=3)
+        w = [cut[:, :, :, t] & 7 for t in range(8)]
+        packed = np.stack(
+            [w[0] << 5 | w[1] << 2 | w[6] >> 1, w[2] << 5 | w[3] << 2 | w[7] >> 1,
+             w[4] << 5 | w[5] << 2 | (w[6] & 1) << 1 | (w[7] & 1)], axis=3,
+        )  # fmt: skip
     return np.ascontiguousarray(packed).ravel()

@@ -42,7 +42,7 @@ def residual_to_float(r, ZERO: tl.constexpr, ASM: tl.constexpr):
             """{ .reg .b32 t; xor.b32 t, $4, 0x80808080;
                  prmt.b32 $0, t, 0x4B000000, 0x7650; prmt.b32 $1, t, 0x4B000000, 0x7651;
                  prmt.b32 $2, t, 0x4B000000, 0x7652; prmt.b32 $3, t, 0x4B000000, 0x7653; }""",
-            "=r,=r,=r,=r,r", [r], dtype=tl.int32, is_pure=True, pack=4,
+            "=&r,=&r,=&r,=&r,r", [r], dtype=tl.int32, is_pure=True, pack=4,
         )
         low: tl.constexpr = 8388608.0 + ZERO
         return bits.to(tl.float32, bitcast=True) - low
@@ -76,7 +76,7 @@ def pack_bytes(code, ASM: tl.constexpr):
     if ASM:
         return tl.inline_asm_elementwise(
             """{ .reg .b32 t; cvt.pack.sat.s8.s32.b32 t, $4, $3, 0; cvt.pack.sat.s8.s32.b32 $0, $2, $1, t; }""",
-            "=r,r,r,r,r", [code - 128], dtype=tl.int8, is_pure=True, pack=4,
+            "=&r,r,r,r,r", [code - 128], dtype=tl.int8, is_pure=True, pack=4,
         )
     return (tl.minimum(tl.maximum(code, 0), 255) - 128).to(tl.int8)
 
@@ -88,7 +88,7 @@ def pack_nibbles(even, odd, ASM: tl.constexpr):
         return tl.inline_asm_elementwise(
             """{ .reg .b32 t; cvt.pack.sat.u4.s32.b32 t, $8, $4, 0; cvt.pack.sat.u4.s32.b32 t, $7, $3, t;
                  cvt.pack.sat.u4.s32.b32 t, $6, $2, t; cvt.pack.sat.u4.s32.b32 $0, $5, $1, t; }""",
-            "=r,r,r,r,r,r,r,r,r", [even, odd], dtype=tl.int8, is_pure=True, pack=4,
+            "=&r,r,r,r,r,r,r,r,r", [even, odd], dtype=tl.int8, is_pure=True, pack=4,
         )
     even = tl.minimum(tl.maximum(even, 0), 15)
     odd = tl.minimum(tl.maximum(odd, 0), 15)

@@ -17,7 +17,7 @@ def unpack_pairs(p, ASM: tl.constexpr):
     """Unsigned nibbles of a byte: (low, high), codes 0..15 as int8."""
     if ASM:
         return tl.inline_asm_elementwise(
-            "{ .reg .b32 t; and.b32 $0, $2, 0x0F0F0F0F; shr.u32 t, $2, 4; and.b32 $1, t, 0x0F0F0F0F; }", "=r,=r,r", [p],
+            "{ .reg .b32 t; and.b32 $0, $2, 0x0F0F0F0F; shr.u32 t, $2, 4; and.b32 $1, t, 0x0F0F0F0F; }", "=&r,=&r,r", [p],
             dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
         )
     return p & 15, (p >> 4) & 15
@@ -28,7 +28,7 @@ def unpack_weight_pairs(p, ASM: tl.constexpr):
     """Signed nibbles of a byte at the top of their bytes: (16 * low, 16 * high)."""
     if ASM:
         return tl.inline_asm_elementwise(
-            "{ .reg .b32 t; shl.b32 t, $2, 4; and.b32 $0, t, 0xF0F0F0F0; and.b32 $1, $2, 0xF0F0F0F0; }", "=r,=r,r", [p],
+            "{ .reg .b32 t; shl.b32 t, $2, 4; and.b32 $0, t, 0xF0F0F0F0; and.b32 $1, $2, 0xF0F0F0F0; }", "=&r,=&r,r", [p],
             dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
         )
     return p << 4, p & -16
@@ -48,7 +48,7 @@ def unpack_triples(a, b, ASM: tl.constexpr):
                  shr.u32 t, $4, 2; and.b32 $1, t, 0x03030303; shl.b32 t, h, 1; and.b32 t, t, 0x04040404; or.b32 $1, $1, t;
                  shr.u32 t, $4, 4; and.b32 $2, t, 0x03030303; and.b32 t, h, 0x04040404; or.b32 $2, $2, t;
                  shr.u32 t, $4, 6; and.b32 $3, t, 0x03030303; shr.u32 t, h, 1; and.b32 t, t, 0x04040404; or.b32 $3, $3, t; }""",
-            "=r,=r,=r,=r,r,r", [a, b], dtype=(tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4,
+            "=&r,=&r,=&r,=&r,r,r", [a, b], dtype=(tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4,
         )
     shift = ((tl.arange(0, a.shape[1]) & 1) * 4).to(tl.int8)[None, :]
     h = b >> shift
@@ -56,31 +56,26 @@ def unpack_triples(a, b, ASM: tl.constexpr):
 
 
 @triton.jit
-def unpack_weight_triples(a, s, HALF: tl.constexpr, ASM: tl.constexpr):
-    """Signed 3-bit codes at the top of their bytes, 32 * w: four int8 tiles from a byte of two-bit codes and the bits
-    4 HALF .. 4 HALF + 3 of the byte of signs."""
+def unpack_weight_triples(a, b, c, ASM: tl.constexpr):
+    """Signed 3-bit codes at the top of their bytes, 32 * w: eight int8 tiles from the bytes of three planes.
+
+    Six codes lie whole in a byte, three bits of which are at the top already or after one shift; the other two are put
+    together from two bytes. That is 17 operations for 32 codes; planes of two bits and of signs need 32.
+    """
     if ASM:
-        if HALF == 0:
-            return tl.inline_asm_elementwise(
-                """{ .reg .b32 t, u;
-                     shl.b32 t, $4, 5; and.b32 t, t, 0x60606060; shl.b32 u, $5, 7; and.b32 u, u, 0x80808080; or.b32 $0, t, u;
-                     shl.b32 t, $4, 3; and.b32 t, t, 0x60606060; shl.b32 u, $5, 6; and.b32 u, u, 0x80808080; or.b32 $1, t, u;
-                     shl.b32 t, $4, 1; and.b32 t, t, 0x60606060; shl.b32 u, $5, 5; and.b32 u, u, 0x80808080; or.b32 $2, t, u;
-                     shr.u32 t, $4, 1; and.b32 t, t, 0x60606060; shl.b32 u, $5, 4; and.b32 u, u, 0x80808080; or.b32 $3, t, u; }""",
-                "=r,=r,=r,=r,r,r", [a, s], dtype=(tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4,
-            )
         return tl.inline_asm_elementwise(
             """{ .reg .b32 t, u;
-                 shl.b32 t, $4, 5; and.b32 t, t, 0x60606060; shl.b32 u, $5, 3; and.b32 u, u, 0x80808080; or.b32 $0, t, u;
-                 shl.b32 t, $4, 3; and.b32 t, t, 0x60606060; shl.b32 u, $5, 2; and.b32 u, u, 0x80808080; or.b32 $1, t, u;
-                 shl.b32 t, $4, 1; and.b32 t, t, 0x60606060; shl.b32 u, $5, 1; and.b32 u, u, 0x80808080; or.b32 $2, t, u;
-                 shr.u32 t, $4, 1; and.b32 t, t, 0x60606060; and.b32 u, $5, 0x80808080; or.b32 $3, t, u; }""",
-            "=r,=r,=r,=r,r,r", [a, s], dtype=(tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4,
+                 and.b32 $0, $8, 0xE0E0E0E0; shl.b32 t, $8, 3; and.b32 $1, t, 0xE0E0E0E0;
+                 and.b32 $2, $9, 0xE0E0E0E0; shl.b32 t, $9, 3; and.b32 $3, t, 0xE0E0E0E0;
+                 and.b32 $4, $10, 0xE0E0E0E0; shl.b32 t, $10, 3; and.b32 $5, t, 0xE0E0E0E0;
+                 shl.b32 t, $8, 6; and.b32 t, t, 0xC0C0C0C0; shl.b32 u, $10, 4; and.b32 u, u, 0x20202020; or.b32 $6, t, u;
+                 shl.b32 t, $9, 6; and.b32 t, t, 0xC0C0C0C0; shl.b32 u, $10, 5; and.b32 u, u, 0x20202020; or.b32 $7, t, u; }""",
+            "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r", [a, b, c],
+            dtype=(tl.int8, tl.int8, tl.int8, tl.int8, tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4,
         )
-    h = s >> (4 * HALF)
     return (
-        (a << 5 & 0x60) | h << 7, (a << 3 & 0x60) | (h << 6 & -128), (a << 1 & 0x60) | (h << 5 & -128),
-        (a >> 1 & 0x60) | (h << 4 & -128),
+        a & -32, a << 3 & -32, b & -32, b << 3 & -32, c & -32, c << 3 & -32, (a << 6 & -64) | (c << 4 & 32),
+        (b << 6 & -64) | (c << 5 & 32),
     )
 
 
@@ -157,8 +152,7 @@ def weight_tiles(p, BITS: tl.constexpr, TILES: tl.constexpr, PLANE: tl.constexpr
         else:
             return unpack_weight_pairs(tl.load(p), ASM) + unpack_weight_pairs(tl.load(p + PLANE), ASM)
     else:
-        s = tl.load(p + 2 * PLANE)
-        return unpack_weight_triples(tl.load(p), s, 0, ASM) + unpack_weight_triples(tl.load(p + PLANE), s, 1, ASM)
+        return unpack_weight_triples(tl.load(p), tl.load(p + PLANE), tl.load(p + 2 * PLANE), ASM)
 
 
 @triton.jit

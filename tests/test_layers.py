@@ -14,10 +14,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"hce_engine": ROOT / "hce_engine", "hce_engine.kernels": ROOT / "kernels", "hce_engine.training": ROOT / "training"}
 
+# How kernels store and cut their operands, as plain data: all that a plan may know of them.
+KERNEL_DATA = ("formats", "layer", "depthwise_layer", "description", "configurations")
+
 # From low to high; a module belongs to the longest prefix that fits.
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "dtypes", "atomic", "threads", "machine"),
-    ("numerics", "bitpack", "_native"),
+    ("numerics", "bitpack", "_native", "_cuda_native"),
+    tuple(f"kernels.{name}" for name in KERNEL_DATA),
     ("kernels",),
     ("graph", "preprocess"),
     ("capture", "artifact", "ledger", "images"),
@@ -32,7 +36,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The engine is what a run is measured with at the end; nothing else of training may know it.
 TRAINING_MAY_RUN_ENGINE = {"hce_engine.training.evaluate"}
 NO_TORCH = ("errors", "dtypes", "atomic", "threads", "machine", "numerics", "bitpack", "_native", "graph", "preprocess", "artifact",
-            "ledger", "images", "backends.reference", "plan")
+            "ledger", "images", "backends.reference", "plan", *(f"kernels.{name}" for name in KERNEL_DATA))
 
 
 def modules() -> dict[str, Path]:
@@ -103,6 +107,13 @@ def test_imports_go_down(name: str) -> None:
         if own == "training":
             assert other != "builder", f"{name} imports {target}"
             assert other != "engine" or name in TRAINING_MAY_RUN_ENGINE, f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if layer(name) == "plan"))
+def test_plans_know_kernels_by_their_data_alone(name: str) -> None:
+    known = {target for target in imports(name) if target.startswith("hce_engine.kernels.")}
+    allowed = tuple(f"hce_engine.kernels.{part}." for part in KERNEL_DATA)
+    assert all(target.startswith(allowed) for target in known), f"{name} imports {known}"
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if layer(name) in NO_TORCH))

@@ -70,14 +70,15 @@ def _facts(device: str) -> dict[str, Any]:
 
 def _choice(device: str) -> str:
     from .. import _native
-    from ..errors import UnsupportedError
+    from ..backends.cuda import gpu
 
     if device == "reference":
         return "reference: plain numpy"
     if device == "cuda":
-        raise UnsupportedError("device cuda", expected="auto, cpu or reference", got="cuda",
-                               fix="choose one of these; this version has no CUDA kernels")
-    return f"cpu: {_native.choose_isa()} kernels"
+        gpu.require()
+        return "cuda: Triton kernels, for quantized members"
+    on_gpu = "" if gpu.missing() else "; cuda: Triton kernels, where all members are quantized"
+    return f"cpu: {_native.choose_isa()} kernels{on_gpu}"
 
 
 def _cuda_device() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import common, keep_inputs
+from .options import common, keep_inputs, some_members
 from .output import percent, progress_bar, say, show_table, write_json
 
 
@@ -19,10 +19,11 @@ from .output import percent, progress_bar, say, show_table, write_json
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable image files out and list them at the end.")
 @click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True, help="Images per call.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine; default: all usable cores.")
+@some_members
 @common
 def command(
-    model: Path, data: Path, split: str, skip_bad: bool, batch: int, threads: int | None, json_path: Path | None,
-    device: str,
+    model: Path, data: Path, split: str, skip_bad: bool, batch: int, threads: int | None, members: tuple[str, ...] | None,
+    json_path: Path | None, device: str,
 ) -> int:
     """Measure accuracy of each member and of the ensemble of MODEL on labelled images.
 
@@ -37,7 +38,7 @@ def command(
     from ..training.evaluate import evaluate_logits
 
     keep_inputs((json_path,), (model, data))
-    engine = load(model, device=device, threads=threads)
+    engine = load(model, device=device, threads=threads, members=members)
     labelled = images.open_labelled(data, split, spec=engine.input, skip_bad=skip_bad)
     graph = engine.artifact.graph
     numbers = images.class_numbers(labelled, engine.artifact.classes, graph[graph.voters[0].output].spec.shape[0])

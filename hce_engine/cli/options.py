@@ -31,6 +31,16 @@ def common(command: Command) -> Command:
                         help="Also write the result as JSON (- for stdout).")(command)
 
 
+def some_members(command: Command) -> Command:
+    """``--members q,s``: which members to run; the value is a tuple of names, or None for all."""
+    return click.option("--members", callback=_names, metavar="NAMES",
+                        help="Run only these members, for example q or q,s; they vote.")(command)
+
+
+def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(name.strip() for name in value.split(","))
+
+
 def keep_inputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> None:
     """Raises InputError when a file to be written is one that is read, or two outputs are the same file."""
     taken = {os.path.realpath(path): "an input of this command" for path in inputs}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import common, keep_inputs
+from .options import common, keep_inputs, some_members
 from .output import amount, progress_bar, say, write_json
 from .predictions import NO_CLASS, open_predictions, top_class
 
@@ -19,10 +19,11 @@ from .predictions import NO_CLASS, open_predictions, top_class
 @click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True, help="Images per call.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine; default: all usable cores.")
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable image files out and list them at the end.")
+@some_members
 @common
 def command(
-    model: Path, source: Path, out: Path, batch: int, threads: int | None, skip_bad: bool, json_path: Path | None,
-    device: str,
+    model: Path, source: Path, out: Path, batch: int, threads: int | None, skip_bad: bool, members: tuple[str, ...] | None,
+    json_path: Path | None, device: str,
 ) -> int:
     """Classify INPUT with the ensemble of MODEL.
 
@@ -42,7 +43,7 @@ def command(
     from ..images.cifar import find_cifar
 
     keep_inputs((out, json_path), (model, source))
-    engine = load(model, device=device, threads=threads)
+    engine = load(model, device=device, threads=threads, members=members)
     images = open_images(source, engine.input, skip_bad=skip_bad)
     by_index = source.suffix.lower() in (".npy", ".npz") or (source.is_dir() and find_cifar(source) is not None)
     done = unclear = 0

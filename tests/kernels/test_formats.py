@@ -145,9 +145,9 @@ def test_weights_unpack_to_themselves(
         codes = np.stack([planes & 15, planes >> 4], axis=4).reshape(*planes.shape[:3], form.tiles, block_n, block_k)
         codes = (codes.astype(np.int64) ^ 8) - 8
     else:
-        codes = np.stack(
-            [(planes[:, :, :, t // 4] >> 2 * (t % 4) & 3) | (planes[:, :, :, 2] >> t & 1) << 2 for t in range(8)], axis=3
-        )
+        a, b, c = (planes[:, :, :, p] for p in range(3))
+        last = [a % 4 * 2 + c // 2 % 2, b % 4 * 2 + c % 2]
+        codes = np.stack([a // 32, a // 4 % 8, b // 32, b // 4 % 8, c // 32, c // 4 % 8, *last], axis=3)
         codes = (codes.astype(np.int64) ^ 4) - 4
     order = element_order(x_bits, form)
     found = np.zeros_like(weight)

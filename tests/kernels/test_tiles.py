@@ -5,11 +5,7 @@ Where kernels are interpreted, the assembly is read from the source and executed
 
 from __future__ import annotations
 
-import ast
-import inspect
-import re
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 import pytest
@@ -20,56 +16,11 @@ import triton.language as tl
 from hce_engine.kernels import tiles
 from hce_engine.kernels.launch import INTERPRETED
 
+from .assembly import assembly, execute
+
 COLUMNS = 256
-INSTRUCTION = re.compile(r"(and|or|shl|shr)\.(b32|u32) ([$\w]+), ([$\w]+), ([$\w]+)")
-REGISTERS = re.compile(r"\.reg \.b32 [\w, ]+")
-
-
-@cache
-def assembly() -> dict[str, list[tuple[str, str]]]:
-    """Text and constraints of each assembly by function of tiles.py, in the order of the source."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for function in ast.parse(inspect.getsource(tiles)).body:
-        if isinstance(function, ast.FunctionDef):
-            calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
-            calls = [node for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr == "inline_asm_elementwise"]
-            calls.sort(key=lambda node: node.lineno)
-            texts = [(ast.literal_eval(node.args[0]), ast.literal_eval(node.args[1])) for node in calls]
-            if texts:
-                found[function.name] = texts
-    return found
-
-
-def execute(text: str, constraints: str, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """Runs and, or, shl and shr on words: outputs are $0 and up, inputs follow them. Anything else is refused."""
-    outputs = constraints.count("=")
-    assert constraints.split(",") == ["=r"] * outputs + ["r"] * len(inputs)
-    values = {f"${outputs + i}": word for i, word in enumerate(inputs)}
-    body = text.strip()
-    assert body.startswith("{") and body.endswith("}")
-    for line in body[1:-1].split(";"):
-        line = line.strip()
-        if not line or REGISTERS.fullmatch(line):
-            continue
-        match = INSTRUCTION.fullmatch(line)
-        assert match, f"unknown instruction {line!r}"
-        operation, kind, target, *operands = match.groups()
-        assert kind == ("u32" if operation == "shr" else "b32")
-        assert target not in (f"${outputs + i}" for i in range(len(inputs)))
-        a, b = (values[o] if o in values else np.uint32(int(o, 0)) for o in operands)
-        if operation == "and":
-            values[target] = a & b
-        elif operation == "or":
-            values[target] = a | b
-        elif operation == "shl":
-            values[target] = a << b
-        else:
-            values[target] = a >> b
-    return [values[f"${i}"] for i in range(outputs)]
-
-
 @triton.jit
-def unpack_kernel(a, b, out, SIZE: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ASM: tl.constexpr):
+def unpack_kernel(a, b, c, out, SIZE: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ASM: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at = row[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     x = tl.load(a + at)
@@ -80,15 +31,18 @@ def unpack_kernel(a, b, out, SIZE: tl.constexpr, KIND: tl.constexpr, ROWS: tl.co
         t = tiles.unpack_weight_pairs(x, ASM)
     elif KIND == 2:
         t = tiles.unpack_triples(x, y, ASM)
-    elif KIND == 3:
-        t = tiles.unpack_weight_triples(x, y, 0, ASM)
     else:
-        t = tiles.unpack_weight_triples(x, y, 1, ASM)
+        t = tiles.unpack_weight_triples(x, y, tl.load(c + at), ASM)
     tl.store(out + at, t[0])
     tl.store(out + SIZE + at, t[1])
     if KIND > 1:
         tl.store(out + 2 * SIZE + at, t[2])
         tl.store(out + 3 * SIZE + at, t[3])
+    if KIND > 2:
+        tl.store(out + 4 * SIZE + at, t[4])
+        tl.store(out + 5 * SIZE + at, t[5])
+        tl.store(out + 6 * SIZE + at, t[6])
+        tl.store(out + 7 * SIZE + at, t[7])
 
 
 def signed(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -97,11 +51,11 @@ def signed(codes: np.ndarray, bits: int) -> np.ndarray:
     return (((codes.astype(np.int32) ^ half) - half) << (8 - bits)).astype(np.uint8)
 
 
-def pairs(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
+def pairs(a: np.ndarray) -> list[np.ndarray]:
     return [a % 16, a // 16]
 
 
-def weight_pairs(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
+def weight_pairs(a: np.ndarray) -> list[np.ndarray]:
     return [signed(a % 16, 4), signed(a // 16, 4)]
 
 
@@ -110,55 +64,54 @@ def triples(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
     return [a // 4**t % 4 + 4 * (nibble // 2**t % 2) for t in range(4)]
 
 
-def weight_triples(half: int) -> Callable[[np.ndarray, np.ndarray], list[np.ndarray]]:
-    return lambda a, b: [signed(a // 4**t % 4 + 4 * (b // 2 ** (4 * half + t) % 2), 3) for t in range(4)]
+def weight_triples(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> list[np.ndarray]:
+    whole = [code for byte in (a, b, c) for code in (byte // 32, byte // 4 % 8)]
+    return [signed(code, 3) for code in (*whole, a % 4 * 2 + c // 2 % 2, b % 4 * 2 + c % 2)]
 
 
-KINDS: list[tuple[str, int, Callable[[np.ndarray, np.ndarray], list[np.ndarray]]]] = [
-    ("unpack_pairs", 0, pairs), ("unpack_weight_pairs", 0, weight_pairs), ("unpack_triples", 0, triples),
-    ("unpack_weight_triples", 0, weight_triples(0)), ("unpack_weight_triples", 1, weight_triples(1)),
-]
+DEFINITIONS: list[Callable[..., list[np.ndarray]]] = [pairs, weight_pairs, triples, weight_triples]
 
 
-def every_byte(both: bool) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [rows, 256]: each value, or each pair of values, in each of the four places of a word."""
+def every_byte(operands: int) -> list[np.ndarray]:
+    """uint8 [rows, 256] per operand: each value in each of the four places of a word, and with several operands each pair
+    of values of the first and the last, and of the second and the last."""
     j, turn = np.arange(COLUMNS), np.arange(4)
     turned = ((j[None, :] + turn[:, None]) % 256).astype(np.uint8)
-    if not both:
-        return turned, turned
-    a = np.repeat(np.arange(256, dtype=np.uint8), 4)[:, None]
-    return np.ascontiguousarray(np.broadcast_to(a, (1024, COLUMNS))), np.ascontiguousarray(np.tile(turned, (256, 1)))
+    if operands == 1:
+        return [turned]
+    a = np.broadcast_to(np.repeat(np.arange(256, dtype=np.uint8), 4)[:, None], (1024, COLUMNS))
+    last = np.tile(turned, (256, 1))
+    return [np.ascontiguousarray(v) for v in ([a, last] if operands == 2 else [a, a ^ np.uint8(0x5A), last])]
 
 
 @pytest.mark.parametrize("asm", [False, True], ids=["plain", "assembly"])
-@pytest.mark.parametrize("kind", range(5), ids=["pairs", "weight pairs", "triples", "weight triples 0", "weight triples 1"])
+@pytest.mark.parametrize("kind", range(4), ids=[f.__name__ for f in DEFINITIONS])
 def test_truth_table(device: str, kind: int, asm: bool) -> None:
-    name, which, definition = KINDS[kind]
-    a, b = every_byte(both=kind > 1)
-    expected = definition(a, b)
+    definition = DEFINITIONS[kind]
+    operands = every_byte((1, 1, 2, 3)[kind])
+    expected = definition(*operands)
     if asm and INTERPRETED:
-        words = [v.view("<u4") for v in ((a,) if kind < 2 else (a, b))]
-        found = np.stack([word.view(np.uint8) for word in execute(*assembly()[name][which], words)])
+        words = [v.view("<u4") for v in operands]
+        found = np.stack([word.view(np.uint8) for word in execute(*assembly(tiles)[f"unpack_{definition.__name__}"], words)])
     else:
-        out = torch.zeros((len(expected), *a.shape), dtype=torch.int8, device=device)
-        rows = min(len(a), 16)
-        arguments = [torch.from_numpy(v.view(np.int8)).to(device) for v in (a, b)]
-        unpack_kernel[(len(a) // rows,)](*arguments, out, SIZE=a.size, KIND=kind, ROWS=rows, COLUMNS=COLUMNS, ASM=asm)
-        found = out.cpu().numpy().view(np.uint8)
+        rows, size = min(len(operands[0]), 16), operands[0].size
+        out = torch.zeros((len(expected), size), dtype=torch.int8, device=device)
+        arguments = [torch.from_numpy(operands[min(i, len(operands) - 1)].view(np.int8)).to(device) for i in range(3)]
+        grid = (len(operands[0]) // rows,)
+        unpack_kernel[grid](*arguments, out, SIZE=size, KIND=kind, ROWS=rows, COLUMNS=COLUMNS, ASM=asm)
+        found = out.cpu().numpy().view(np.uint8).reshape(len(expected), *operands[0].shape)
     for tile, values in enumerate(expected):
         np.testing.assert_array_equal(found[tile], values, err_msg=f"tile {tile}")
 
 
 def test_every_assembly_is_checked() -> None:
-    assert {name: len(texts) for name, texts in assembly().items()} == {
-        "unpack_pairs": 1, "unpack_weight_pairs": 1, "unpack_triples": 1, "unpack_weight_triples": 2,
-    }
+    assert set(assembly(tiles)) == {f"unpack_{definition.__name__}" for definition in DEFINITIONS}
 
 
 def test_the_evaluator_refuses_what_it_does_not_know() -> None:
     word = np.array([0x01020304], np.uint32)
-    assert execute("{ .reg .b32 t; shr.u32 t, $1, 8; and.b32 $0, t, 0xFF; }", "=r,r", [word])[0][0] == 3
+    assert execute("{ .reg .b32 t; shr.u32 t, $1, 8; and.b32 $0, t, 0xFF; }", "=&r,r", [word])[0][0] == 3
     with pytest.raises(AssertionError, match="unknown instruction"):
-        execute("{ prmt.b32 $0, $1, $1, 0; }", "=r,r", [word])
-    with pytest.raises(AssertionError):
-        execute("{ shr.b32 $0, $1, 8; }", "=r,r", [word])
+        execute("{ lop3.b32 $0, $1, $1, $1, 0; }", "=&r,r", [word])
+    with pytest.raises(AssertionError, match="unknown instruction"):
+        execute("{ shr.b32 $0, $1, 8; }", "=&r,r", [word])

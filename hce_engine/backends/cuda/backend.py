@@ -1,0 +1,195 @@
+"""Buckets of batch sizes, each a program that was warmed up once and is then replayed.
+
+A batch runs in chunks of at most ``max_batch`` images; what is left takes the smallest bucket, a power of two, that holds
+it, and its empty places compute on whatever the input held before. Logits of an image depend on that image alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import HceError, InputError, UnsupportedError
+from ...graph import Graph
+from ...plan.cuda import Plan, build_plan, require_runnable
+from ...plan.cuda.arena import ARENA_LIMIT, MAX_BATCH, largest_bucket
+from . import gpu
+from .program import Arena, Constants, Program
+from .runtime import Interpreted, Runtime
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    program: Program
+    replay: Callable[[], None]
+
+
+class CudaBackend:
+    """Quantized members of a graph on a GPU.
+
+    device: ``cuda``, or ``cpu`` under TRITON_INTERPRET=1 (tests).  max_batch: the largest bucket, a power of two; less if
+    memory demands it.  poison: maps, logits and flags start out with noise, so that a result which depends on unwritten
+    memory shows.
+
+    ``run`` is safe to call from several threads; calls take turns. A CUDA error ends the use of this object: the context is
+    then in an unknown state, and every later call says so. Raises UnsupportedError for float nodes, without a GPU, and for
+    a bucket that does not fit into free memory (before anything is allocated).
+    """
+
+    def __init__(self, graph: Graph, device: str = "cuda", *, max_batch: int = MAX_BATCH, poison: bool = False) -> None:
+        if max_batch < 1 or max_batch & (max_batch - 1):
+            raise InputError("cuda back end", expected="a power of two as the largest batch", got=repr(max_batch),
+                             fix="choose one")
+        self.runtime: Runtime = Interpreted() if device == "cpu" else gpu.GpuRuntime()
+        require_runnable(graph)
+        self.graph, self.poison = graph, poison
+        self.constants = Constants(self.runtime.device)
+        self._plans: dict[tuple[tuple[str, ...], int], Plan] = {}
+        self._buckets: dict[tuple[tuple[str, ...], int], _Bucket] = {}
+        self._arenas: list[Arena] = []
+        self._lock = Lock()
+        self._error: BaseException | None = None
+        self.members = tuple(m.name for m in graph.members)
+        self.voters = tuple(m.name for m in graph.voters)
+        self.classes = graph[graph.members[0].output].spec.shape[0]
+        self.max_batch = self._fitting(max_batch)
+
+    def _fitting(self, wanted: int) -> int:
+        largest = largest_bucket(self.plan(1), wanted)
+        if not largest:
+            raise UnsupportedError("cuda back end", expected=f"maps of at most {ARENA_LIMIT} bytes per image",
+                                   got=str(self.plan(1).arena_bytes_per_image), fix="use smaller images or device cpu")
+        return largest
+
+    def plan(self, batch: int, members: Sequence[str] | None = None) -> Plan:
+        """The plan of a bucket; members: all, or some."""
+        key = (self._chosen(members), batch)
+        if key not in self._plans:
+            graph = self.graph if key[0] == self.members else self.graph.only(*key[0])
+            self._plans[key] = build_plan(graph, batch, self.runtime.gpu)
+        return self._plans[key]
+
+    def _chosen(self, members: Sequence[str] | None) -> tuple[str, ...]:
+        return self.members if members is None else tuple(m for m in self.members if m in members)
+
+    def bucket_of(self, images: int) -> int:
+        """The bucket that runs a chunk of so many images."""
+        return min(1 << max(images - 1, 0).bit_length(), self.max_batch)
+
+    def warm_up(self, batches: Iterable[int], members: Sequence[str] | None = None) -> None:
+        """Allocates, compiles and captures everything that batches of these sizes need, largest first: smaller buckets
+        then use its memory. Afterwards runs of these sizes allocate nothing but their results."""
+        sizes = {self.bucket_of(n) for batch in batches for n in self._chunks(batch)}
+        with self._lock, self._guard():
+            for size in sorted(sizes, reverse=True):
+                self._bucket(self._chosen(members), size)
+
+    def _chunks(self, images: int) -> list[int]:
+        whole, rest = divmod(images, self.max_batch)
+        return [self.max_batch] * whole + [rest] * (rest > 0)
+
+    def _bucket(self, members: tuple[str, ...], size: int) -> _Bucket:
+        key = (members, size)
+        if key not in self._buckets:
+            plan = self.plan(size, members)
+            arena = next((a for a in self._arenas if a.slots == plan.slots and a.capacity >= size), None)
+            self._check_memory(plan, arena is None)
+            if arena is None:
+                arena = Arena(plan, self.runtime.device, self.poison)
+                self._arenas.append(arena)
+            program = Program(plan, arena, self.constants, self.runtime.device, self.poison)
+            self._buckets[key] = _Bucket(program, self.runtime.prepare(program))
+        return self._buckets[key]
+
+    def _check_memory(self, plan: Plan, new_arena: bool) -> None:
+        image = int(np.prod(plan.image_shape)) * (4 if plan.float_images else 1)
+        needed = self.constants.missing_bytes(plan) + plan.workspace_bytes + plan.batch * image
+        needed += Arena.bytes(plan) if new_arena else 0
+        free = self.runtime.free_bytes()
+        if needed > free:
+            raise UnsupportedError("cuda back end", expected=f"{needed} bytes of free GPU memory for {plan.batch} images",
+                                   got=f"{free} bytes", fix="use a smaller batch, or end what else uses this GPU")
+
+    def run(self, images: np.ndarray | torch.Tensor, *, ensemble_only: bool = False) -> dict[str, Any]:
+        """Logits per member and of the ``ensemble``, float32 ``(N, classes)``.
+
+        images: contiguous, as the graph's input (uint8 NHWC or float32 NCHW). A numpy array gives numpy arrays; a tensor
+        on the GPU gives tensors, computed on the caller's current stream.
+        ensemble_only: only members that vote run, and only the ensemble is returned.
+        """
+        members = self.voters if ensemble_only else self.members
+        names = ["ensemble"] if ensemble_only else [*members, "ensemble"]
+        with self._lock, self._guard():
+            if isinstance(images, torch.Tensor):
+                return self._run_tensor(images, members, names)
+            return self._run_array(images, members, names)
+
+    def _run_array(self, images: np.ndarray, members: tuple[str, ...], names: Sequence[str]) -> dict[str, Any]:
+        logits = {name: np.empty((len(images), self.classes), np.float32) for name in names}
+        start = 0
+        for count in self._chunks(len(images)):
+            bucket = self._bucket(members, self.bucket_of(count))
+            self.runtime.begin()
+            self.runtime.upload(images[start : start + count], bucket.program.images)
+            bucket.replay()
+            for name in names:
+                self.runtime.download(bucket.program.logits[name], logits[name][start : start + count])
+            self.runtime.end()
+            start += count
+        return logits
+
+    def _run_tensor(self, images: torch.Tensor, members: tuple[str, ...], names: Sequence[str]) -> dict[str, Any]:
+        shape = (len(images), self.classes)
+        logits = {name: torch.empty(shape, dtype=torch.float32, device=images.device) for name in names}
+        start = 0
+        for count in self._chunks(len(images)):
+            bucket = self._bucket(members, self.bucket_of(count))
+            self.runtime.begin()
+            bucket.program.images[:count].copy_(images[start : start + count], non_blocking=True)
+            bucket.replay()
+            for name in names:
+                logits[name][start : start + count].copy_(bucket.program.logits[name][:count], non_blocking=True)
+            self.runtime.end()
+            start += count
+        return logits
+
+    def _guard(self) -> _Guard:
+        return _Guard(self)
+
+    def check(self) -> None:
+        """Raises UnsupportedError if an earlier call ended in a CUDA error."""
+        if self._error is not None:
+            raise UnsupportedError("cuda back end", expected="an engine that has not failed",
+                                   got=f"one that did: {_sentence(self._error)}", fix="make a new engine, in a new process")
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+
+
+class _Guard:
+    """Turns what CUDA and Triton raise into errors of this project, and remembers the first."""
+
+    def __init__(self, backend: CudaBackend) -> None:
+        self.backend = backend
+
+    def __enter__(self) -> None:
+        self.backend.check()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, (HceError, KeyboardInterrupt)):
+            return
+        if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+            raise UnsupportedError("cuda back end", expected="memory for a bucket of images", got=_sentence(error),
+                                   fix="use a smaller batch, or end what else uses this GPU") from error
+        self.backend.fail(error)
+        raise UnsupportedError("cuda back end", expected="a run without errors", got=_sentence(error),
+                               fix="make a new engine, in a new process; this one is not used again") from error
+
+
+def _sentence(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
