@@ -133,10 +133,9 @@ def _resnet50() -> list[Case]:
         Conv("7x7 1x1 512->2048 residual", 512, 2048, 7, 1, y_bits=8, recoded_bits=4, residual=True),
         Conv("7x7 1x1 2048->512", 2048, 512, 7, 1),
     )
-    # For many images these two get the configuration of 7x7 3x3; for a single one they do not.
     single = (layers[4], layers[7])
     return [
-        *(conv_case(layer, default_config(layer, IMAGENET_BATCH)) for layer in layers if layer not in single),
+        *(conv_case(layer, default_config(layer, IMAGENET_BATCH)) for layer in layers),
         *(conv_case(replace(layer, name=f"{layer.name} single"), default_config(layer, 1)) for layer in single),
     ]
 
