@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 
-SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.inc')
 PIP = $(PY) -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --no-index --no-deps --no-build-isolation -e .
 

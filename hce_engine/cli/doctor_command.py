@@ -50,6 +50,7 @@ def _facts(device: str) -> dict[str, Any]:
         "processor": processor(),
         "threads": available_threads(),
         "cuda_device": _cuda_device(),
+        "cuda_extension": _cuda_extension(),
         "extension": "built" if built else f"missing: {reason}",
         "processor_features": [],
         "instruction_sets": [],
@@ -79,6 +80,13 @@ def _choice(device: str) -> str:
         return "cuda: Triton kernels, for quantized members"
     on_gpu = "" if gpu.missing() else "; cuda: Triton kernels, where all members are quantized"
     return f"cpu: {_native.choose_isa()} kernels{on_gpu}"
+
+
+def _cuda_extension() -> str:
+    from .. import _cuda_native
+
+    built, reason = _cuda_native.available()
+    return "built" if built else f"missing: {reason}"
 
 
 def _cuda_device() -> str:

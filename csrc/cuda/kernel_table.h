@@ -1,0 +1,38 @@
+// Every kernel on images in lanes, as functions that start it. A launch checks its arguments, starts work on `stream`
+// of the current device and returns; arguments are copied, memory that they point at must outlive the work. Safe from
+// several threads.
+//
+// Check* say what is wrong with arguments, nullptr if nothing is; a launch of wrong ones starts nothing and returns
+// kInvalidValue. What cannot be checked, because a pointer has no size, is the caller's duty: maps as lanes.h has them.
+#pragma once
+#include "lanes.h"
+#include "launch.h"
+
+namespace hce::cuda {
+
+const char* Check(const ConvF32Args& args);
+const char* Check(const DepthwiseF32Args& args);
+const char* Check(const LinearF32Args& args);
+const char* Check(const PoolF32Args& args);
+const char* Check(const AddF32Args& args);
+const char* Check(const CopyF32Args& args);
+const char* Check(const FlattenF32Args& args);
+const char* Check(const LoadImagesArgs& args);
+const char* Check(const StoreLogitsArgs& args);
+const char* Check(const EnsembleMeanArgs& args);
+
+Status LaunchConv2dF32(const ConvF32Args& args, Stream stream);
+Status LaunchDepthwiseF32(const DepthwiseF32Args& args, Stream stream);
+Status LaunchLinearF32(const LinearF32Args& args, Stream stream);
+Status LaunchPoolF32(const PoolF32Args& args, Stream stream);
+Status LaunchAddF32(const AddF32Args& args, Stream stream);
+Status LaunchCopyF32(const CopyF32Args& args, Stream stream);
+Status LaunchFlattenF32(const FlattenF32Args& args, Stream stream);
+Status LaunchLoadImages(const LoadImagesArgs& args, Stream stream);
+Status LaunchStoreLogits(const StoreLogitsArgs& args, Stream stream);
+Status LaunchEnsembleMean(const EnsembleMeanArgs& args, Stream stream);
+
+// Bytes of shared memory of one thread block of a direct convolution.
+int64_t SharedBytes(const ConvF32Args& args);
+
+}  // namespace hce::cuda
