@@ -70,7 +70,9 @@ def default_conv_config(
     blocks = -(-oc // block_n)
     while block_m > 16 and (block_m >= 2 * pixels or (block_m > 64 and -(-pixels // block_m) * blocks < MULTIPROCESSORS)):
         block_m //= 2
-    return ConvConfig(block_m, block_n, block_k, bits, 8 if block_m * block_n > 8192 and unroll else 4, 3, unroll)
+    # Registers of a thread of 4 warps: its sums, and the codes of a step where four come from one byte (spilled on sm_100).
+    registers = block_m * (block_n + (block_k if x.bits == 3 else 0)) // 128
+    return ConvConfig(block_m, block_n, block_k, bits, 8 if registers >= 128 and unroll else 4, 3, unroll)
 
 
 def conv_candidates(

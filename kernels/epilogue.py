@@ -20,7 +20,7 @@ import triton.language as tl
 
 from .description import Codes, clamps
 from .device import DeviceLayer, DeviceMap
-from .launch import Recoded, Residual, require
+from .launch import INT32_LIMIT, Recoded, Residual, require
 from .requantize import recode, residual_to_float, store_codes, to_code, to_float
 
 
@@ -85,6 +85,7 @@ def outputs(
     ValueError for operands that do not fit each other."""
     weights, codes = layer.arrays.form, codes or Codes()
     pixels = size[0] * size[1] * size[2]
+    require(who, weights.bytes <= INT32_LIMIT, f"weights of at most {INT32_LIMIT} bytes", weights.bytes)
 
     def check_channels(key: str, channels: int) -> None:
         fits = (weights.blocks - 1) * weights.block_n < channels <= weights.blocks * weights.block_n
@@ -109,6 +110,7 @@ def outputs(
         require(who, whole, "contiguous float32 logits", logits.dtype)
         fits = logits.dim() == 2 and logits.shape[0] == size[2]
         require(who, fits, f"logits of {size[2]} images", tuple(logits.shape))
+        require(who, logits.numel() <= INT32_LIMIT, f"at most {INT32_LIMIT} logits; use a smaller batch", logits.numel())
         check_channels("logits", logits.shape[1])
     largest = layer.arrays.largest_value + (255 * abs(residual.multiplier) if residual else 0.0)
     derived = (recoded.codes, recoded.map.form.bits, recoded.factor) if recoded else None

@@ -154,7 +154,6 @@ def launch(
     require(who, 1 <= split <= weights.steps, f"split_k of 1 to the {weights.steps} steps of K", split)
     overrun = weights.steps * config.block_k * tiles // CODES_PER_BYTE[form.bits] - form.pixel_bytes[0]
     require(who, overrun <= SLACK, f"steps that read at most {SLACK} bytes beyond a row", overrun)
-    require(who, weights.bytes <= INT32_LIMIT, f"weights of at most {INT32_LIMIT} bytes", weights.bytes)
     out = outputs(who, layer, (1, 1, rows), y=y, codes=codes, residual=residual, recoded=recoded, logits=logits)
     needed = workspace_size(rows, layer, config)
     if needed:

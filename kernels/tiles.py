@@ -2,8 +2,8 @@
 
 Loads give bytes, shifts and masks spread a byte over 2, 4 or 8 sub-tiles; nothing moves between lanes. Left to itself the
 compiler works byte by byte; with ``ASM`` four bytes are taken at a time as one register (1,038 instructions against 687 in
-a 16-channel convolution on sm_90). The interpreter has no assembly, so each function has both forms; a test checks the truth
-table of both on every byte.
+a 16-channel convolution on sm_90). Which four share a register is the compiler's choice, so assembly treats its bytes alike.
+The interpreter has no assembly, so each function has both forms; a test checks the truth table of both on every byte.
 """
 
 from __future__ import annotations
@@ -35,23 +35,18 @@ def unpack_weight_pairs(p, ASM: tl.constexpr):
 
 
 @triton.jit
-def unpack_triples(a, b, ASM: tl.constexpr):
-    """Unsigned 3-bit codes: four int8 tiles from plane 0 and plane 1, each byte of plane 1 given twice in a row.
-
-    An even column takes bits 0..3 of its byte of plane 1, an odd column bits 4..7.
-    """
+def unpack_triples(a, h, ASM: tl.constexpr):
+    """Unsigned 3-bit codes: four int8 tiles from the bytes of plane 0 and the nibble of plane 1 that belongs to each, in bits
+    0..3 of a byte."""
     if ASM:
         return tl.inline_asm_elementwise(
-            """{ .reg .b32 e, o, h, t;
-                 and.b32 e, $5, 0x000F000F; shr.u32 o, $5, 4; and.b32 o, o, 0x0F000F00; or.b32 h, e, o;
-                 and.b32 $0, $4, 0x03030303; shl.b32 t, h, 2; and.b32 t, t, 0x04040404; or.b32 $0, $0, t;
-                 shr.u32 t, $4, 2; and.b32 $1, t, 0x03030303; shl.b32 t, h, 1; and.b32 t, t, 0x04040404; or.b32 $1, $1, t;
-                 shr.u32 t, $4, 4; and.b32 $2, t, 0x03030303; and.b32 t, h, 0x04040404; or.b32 $2, $2, t;
-                 shr.u32 t, $4, 6; and.b32 $3, t, 0x03030303; shr.u32 t, h, 1; and.b32 t, t, 0x04040404; or.b32 $3, $3, t; }""",
-            "=&r,=&r,=&r,=&r,r,r", [a, b], dtype=(tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4,
+            """{ .reg .b32 t;
+                 and.b32 $0, $4, 0x03030303; shl.b32 t, $5, 2; and.b32 t, t, 0x04040404; or.b32 $0, $0, t;
+                 shr.u32 t, $4, 2; and.b32 $1, t, 0x03030303; shl.b32 t, $5, 1; and.b32 t, t, 0x04040404; or.b32 $1, $1, t;
+                 shr.u32 t, $4, 4; and.b32 $2, t, 0x03030303; and.b32 t, $5, 0x04040404; or.b32 $2, $2, t;
+                 shr.u32 t, $4, 6; and.b32 $3, t, 0x03030303; shr.u32 t, $5, 1; and.b32 t, t, 0x04040404; or.b32 $3, $3, t; }""",
+            "=&r,=&r,=&r,=&r,r,r", [a, h], dtype=(tl.int8, tl.int8, tl.int8, tl.int8), is_pure=True, pack=4,
         )
-    shift = ((tl.arange(0, a.shape[1]) & 1) * 4).to(tl.int8)[None, :]
-    h = b >> shift
     return ((a & 3) | (h << 2 & 4), (a >> 2 & 3) | (h << 1 & 4), (a >> 4 & 3) | (h & 4), (a >> 6 & 3) | (h >> 1 & 4))
 
 
@@ -93,8 +88,8 @@ def _chunk(p0, p1, ok, BITS: tl.constexpr, ASM: tl.constexpr):
             b = tl.load(p1)
         else:
             b = tl.load(p1, mask=ok, other=0)
-        twice = tl.reshape(tl.join(b, b), a.shape)
-        return unpack_triples(a, twice, ASM)
+        _, high = unpack_pairs(b, ASM)
+        return unpack_triples(a, tl.reshape(tl.join(b, high), a.shape), ASM)
 
 
 @triton.jit

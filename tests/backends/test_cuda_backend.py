@@ -131,6 +131,15 @@ def test_tensors_stay_where_they_are(cuda_device: str) -> None:
     assert backend.run(tensor[:0])["ensemble"].shape == (0, backend.classes)
 
 
+def test_a_call_in_inference_mode_leaves_memory_that_others_can_use(cuda_device: str) -> None:
+    backend = CudaBackend(shared_trunk(), cuda_device, max_batch=2)
+    images = torch.from_numpy(pixels(SHAPE, 2)).to(backend.runtime.device)
+    with torch.inference_mode():
+        first = backend.run(images)["ensemble"]
+    assert not first.is_inference()
+    assert backend.run(images)["ensemble"].equal(first)
+
+
 def test_launches_cost_what_the_plan_says(cuda_device: str) -> None:
     graph = quantized(residual(), 4)
     backend = CudaBackend(graph, cuda_device)
@@ -169,6 +178,42 @@ def test_an_error_ends_the_engine(cuda_device: str) -> None:
     for call in (lambda: backend.run(images), lambda: backend.run(images), lambda: backend.warm_up([1])):
         with pytest.raises(UnsupportedError, match=r"illegal memory access.*make a new engine"):
             call()
+
+
+def test_an_interruption_ends_the_turn_and_not_the_engine(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = CudaBackend(shared_trunk(), cuda_device, max_batch=2)
+    images = pixels(SHAPE, 2)
+    want = backend.run(images)["ensemble"]
+    turns = []
+    for name in ("begin", "end"):
+        call = getattr(backend.runtime, name)
+        monkeypatch.setattr(backend.runtime, name, lambda name=name, call=call: (turns.append(name), call()))
+
+    for interruption in (KeyboardInterrupt, SystemExit):
+        def interrupted(*_: object, kind: type[BaseException] = interruption) -> None:
+            raise kind
+
+        with monkeypatch.context() as patch:
+            patch.setattr(backend.runtime, "download", interrupted)
+            with pytest.raises(interruption):
+                backend.run(images)
+    assert turns == ["begin", "end"] * 2
+    assert backend.run(images)["ensemble"].tobytes() == want.tobytes()
+    assert turns == ["begin", "end"] * 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs streams")
+def test_a_bucket_warms_up_after_a_run_on_another_stream() -> None:
+    runtime, other = gpu.GpuRuntime(), torch.cuda.Stream()
+    memory, seen = torch.zeros(1, device="cuda"), torch.zeros(1, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(other):
+        runtime.begin()
+        torch.cuda._sleep(200_000_000)
+        memory.fill_(1)
+        runtime.end()
+    runtime.prepare(lambda: seen.copy_(memory))
+    assert seen.item() == 1
 
 
 def test_memory_is_counted_before_it_is_taken(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:

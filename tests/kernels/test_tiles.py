@@ -59,9 +59,8 @@ def weight_pairs(a: np.ndarray) -> list[np.ndarray]:
     return [signed(a % 16, 4), signed(a // 16, 4)]
 
 
-def triples(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
-    nibble = np.where(np.arange(a.shape[1]) % 2, b // 16, b % 16)
-    return [a // 4**t % 4 + 4 * (nibble // 2**t % 2) for t in range(4)]
+def triples(a: np.ndarray, h: np.ndarray) -> list[np.ndarray]:
+    return [a // 4**t % 4 + 4 * (h // 2**t % 2) for t in range(4)]
 
 
 def weight_triples(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> list[np.ndarray]:
@@ -69,6 +68,7 @@ def weight_triples(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> list[np.ndarr
     return [signed(code, 3) for code in (*whole, a % 4 * 2 + c // 2 % 2, b % 4 * 2 + c % 2)]
 
 
+# Element by element: which of them share a word is the compiler's choice, so no place in it may matter.
 DEFINITIONS: list[Callable[..., list[np.ndarray]]] = [pairs, weight_pairs, triples, weight_triples]
 
 

@@ -6,7 +6,8 @@ it, and its empty places compute on whatever the input held before. Logits of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -83,9 +84,9 @@ class CudaBackend:
 
     def warm_up(self, batches: Iterable[int], members: Sequence[str] | None = None) -> None:
         """Allocates, compiles and captures everything that batches of these sizes need, largest first: smaller buckets
-        then use its memory. Afterwards runs of these sizes allocate nothing but their results."""
+        then use its memory. Afterwards runs of these sizes allocate nothing on the GPU but their results."""
         sizes = {self.bucket_of(n) for batch in batches for n in self._chunks(batch)}
-        with self._lock, self._guard():
+        with self._use():
             for size in sorted(sizes, reverse=True):
                 self._bucket(self._chosen(members), size)
 
@@ -124,7 +125,7 @@ class CudaBackend:
         """
         members = self.voters if ensemble_only else self.members
         names = ["ensemble"] if ensemble_only else [*members, "ensemble"]
-        with self._lock, self._guard():
+        with self._use():
             if isinstance(images, torch.Tensor):
                 return self._run_tensor(images, members, names)
             return self._run_array(images, members, names)
@@ -134,12 +135,11 @@ class CudaBackend:
         start = 0
         for count in self._chunks(len(images)):
             bucket = self._bucket(members, self.bucket_of(count))
-            self.runtime.begin()
-            self.runtime.upload(images[start : start + count], bucket.program.images)
-            bucket.replay()
-            for name in names:
-                self.runtime.download(bucket.program.logits[name], logits[name][start : start + count])
-            self.runtime.end()
+            with self._turn():
+                self.runtime.upload(images[start : start + count], bucket.program.images)
+                bucket.replay()
+                for name in names:
+                    self.runtime.download(bucket.program.logits[name], logits[name][start : start + count])
             start += count
         return logits
 
@@ -149,17 +149,29 @@ class CudaBackend:
         start = 0
         for count in self._chunks(len(images)):
             bucket = self._bucket(members, self.bucket_of(count))
-            self.runtime.begin()
-            bucket.program.images[:count].copy_(images[start : start + count], non_blocking=True)
-            bucket.replay()
-            for name in names:
-                logits[name][start : start + count].copy_(bucket.program.logits[name][:count], non_blocking=True)
-            self.runtime.end()
+            with self._turn():
+                bucket.program.images[:count].copy_(images[start : start + count], non_blocking=True)
+                bucket.replay()
+                for name in names:
+                    logits[name][start : start + count].copy_(bucket.program.logits[name][:count], non_blocking=True)
             start += count
         return logits
 
-    def _guard(self) -> _Guard:
-        return _Guard(self)
+    @contextmanager
+    def _use(self) -> Iterator[None]:
+        """One call at a time, its errors translated. What is allocated here outlives the call, so it must not become an
+        inference tensor of a caller in ``torch.inference_mode``, which no later call could write."""
+        with self._lock, _Guard(self), torch.inference_mode(False), torch.no_grad():
+            yield
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The use of static tensors. Its end is noted even if it is interrupted: work may be under way by then."""
+        self.runtime.begin()
+        try:
+            yield
+        finally:
+            self.runtime.end()
 
     def check(self) -> None:
         """Raises UnsupportedError if an earlier call ended in a CUDA error."""
@@ -181,8 +193,8 @@ class _Guard:
         self.backend.check()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, (HceError, KeyboardInterrupt)):
-            return
+        if isinstance(error, HceError) or not isinstance(error, Exception):
+            return  # nothing, an error that says enough, or an interruption
         if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
             raise UnsupportedError("cuda back end", expected="memory for a bucket of images", got=_sentence(error),
                                    fix="use a smaller batch, or end what else uses this GPU") from error

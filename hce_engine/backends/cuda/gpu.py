@@ -62,6 +62,7 @@ class GpuRuntime:
         with torch.cuda.device(self.index):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
+            side.wait_event(self._last)  # of another bucket, which may lie in the same memory and run on another stream
             with torch.cuda.stream(side):
                 run()
             side.synchronize()
@@ -80,7 +81,7 @@ class GpuRuntime:
     def _staging(self, like: torch.Tensor) -> torch.Tensor:
         key = (like.shape, like.dtype)
         if key not in self._pinned:
-            self._pinned[key] = torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+            self._pinned[key] = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=True)
         return self._pinned[key]
 
     def upload(self, images: np.ndarray, static: torch.Tensor) -> None:
