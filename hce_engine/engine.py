@@ -79,11 +79,13 @@ def check_tensor(images: torch.Tensor, spec: InputSpec) -> None:
 class Engine:
     """Runs members of an artifact on one device.
 
-    device: ``cpu`` (C++ kernels), ``cuda`` (Triton kernels, quantized members only), ``reference`` (plain numpy: exact
-    and slow), or ``auto``: ``cuda`` where torch has a GPU and every chosen member runs on it, else ``cpu``.
+    device: ``cpu`` (C++ kernels), ``cuda`` (Triton kernels for quantized members, CUDA C++ ones for float members, where they
+    were built), ``reference`` (plain numpy: exact and slow), or ``auto``: ``cuda`` where torch has a GPU and every chosen
+    member runs on it, else ``cpu``.
     threads: worker threads of the CPU back end; by default what affinity and control group allow.
     concurrency: ``members`` lets threads take tiles of any member (``auto`` means this), ``sequential`` runs one member
-    after the other. The bytes of the results are the same.
+    after the other. On a GPU the former measures whether members gain from running at the same time. The bytes of the
+    results are the same.
     isa: instruction set of the CPU back end; by default the environment's HCE_ISA, else the best one.
     members: names of those to run, which then vote; by default all.
 
@@ -112,7 +114,7 @@ class Engine:
         if self.device == "cuda":
             from .backends.cuda.backend import CudaBackend
 
-            self._cuda = CudaBackend(artifact.graph)
+            self._cuda = CudaBackend(artifact.graph, mode="sequential" if self.concurrency == "sequential" else "auto")
 
     @property
     def input(self) -> InputSpec:

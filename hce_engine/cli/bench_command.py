@@ -43,6 +43,8 @@ def command(
     """
     from ..errors import UnsupportedError
     from ..plan.cuda import GPUS, build_plan
+    from ..plan.cuda.ensemble_plan import build_ensemble_plan, only_codes
+    from .bench_ensemble import describe_ensemble, show_ensemble
 
     if not dry_run:
         raise UnsupportedError("bench", expected="--dry-run", got="a request to measure",
@@ -52,10 +54,17 @@ def command(
                                fix="leave --device out: a dry run is of the plan for a GPU")
     gpu = GPUS[gpu_name]
     graph = _graph(model, bits, members, json_path)
-    plan = build_plan(graph, batch, gpu.name)
-    facts = describe(plan, gpu)
-    if str(json_path) != "-":
-        _show(model, plan, facts)
+    shown = str(json_path) != "-"
+    if only_codes(graph):
+        plan = build_plan(graph, batch, gpu.name)
+        facts = describe(plan, gpu)
+        if shown:
+            show(model, plan, facts)
+    else:
+        ensemble = build_ensemble_plan(graph, batch, gpu.name)
+        facts = describe_ensemble(ensemble, gpu)
+        if shown:
+            show_ensemble(model, ensemble, facts)
     write_json(json_path, "bench", {"model": model, "dry_run": True, **facts})
     return 0
 
@@ -128,15 +137,15 @@ def _step(step: Step, batch: int, gpu: Gpu) -> dict[str, Any]:
     }
 
 
-def _show(model: str, plan: Plan, facts: dict[str, Any]) -> None:
+def show(model: str, plan: Plan, facts: dict[str, Any]) -> None:
     from ..plan.cuda.plan import short
 
     rows = []
     for step, s in zip(plan.steps, facts["steps"], strict=True):
         config = short(step.config) + ("" if step.source in ("", "default") else f" ({step.source})")
         rows.append((
-            "+".join(s["nodes"]), s["kernel"], str(s["launches"]), _bytes(s["map_bytes"]), _bytes(s["weight_bytes"]),
-            _bytes(s["read_bytes"] + s["written_bytes"]), amount(s["macs"]) if s["macs"] else "",
+            "+".join(s["nodes"]), s["kernel"], str(s["launches"]), byte_text(s["map_bytes"]), byte_text(s["weight_bytes"]),
+            byte_text(s["read_bytes"] + s["written_bytes"]), amount(s["macs"]) if s["macs"] else "",
             f"{s['walked_macs'] / s['macs']:.2f}x" if s["macs"] and s["walked_macs"] else "",
             f"{1e6 * s['bound_seconds']:.2f}", s["bound_by"], config,
         ))
@@ -144,9 +153,9 @@ def _show(model: str, plan: Plan, facts: dict[str, Any]) -> None:
     show_table(f"{model}: members {', '.join(facts['members'])}, batch {facts['batch']}, bounds of {gpu['name']}",
                ("step", "kernel", "launches", "maps", "weights", "moved", "MACs", "walked", "bound us", "by", "configuration"), rows)
     click.echo(
-        f"arena {_bytes(total['arena_bytes_per_image'])} per image in {total['slots']} slots (launches take up to "
+        f"arena {byte_text(total['arena_bytes_per_image'])} per image in {total['slots']} slots (launches take up to "
         f"{total['largest_bucket']} images), weights "
-        f"{_bytes(total['weight_bytes'])}, {total['launches']} launches, {_bytes(total['bytes'])} moved, "
+        f"{byte_text(total['weight_bytes'])}, {total['launches']} launches, {byte_text(total['bytes'])} moved, "
         f"{amount(total['macs'])} MACs ({total['walked_macs'] / max(total['macs'], 1):.2f}x walked)"
     )
     click.echo(
@@ -156,5 +165,5 @@ def _show(model: str, plan: Plan, facts: dict[str, Any]) -> None:
     )
 
 
-def _bytes(value: int) -> str:
+def byte_text(value: int) -> str:
     return amount(value, (" B", " kB", " MB", " GB")) if value else ""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hce_engine import Engine
+from hce_engine import Engine, _cuda_native
 from hce_engine.artifact import Artifact
 from hce_engine.backends import reference
 from hce_engine.backends.cuda import backend as backends
@@ -267,7 +267,7 @@ def as_if_on_a_gpu(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gpu, "missing", lambda: None)
 
 
-def test_the_engine_runs_chosen_members(as_if_on_a_gpu: None) -> None:
+def test_the_engine_runs_chosen_members(as_if_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact, images = mixed(), pixels(SHAPE, 3)
     want = Engine(artifact, "reference").members(images)["q"]
     engine = Engine(artifact, "cuda", members=("q",))
@@ -277,7 +277,8 @@ def test_the_engine_runs_chosen_members(as_if_on_a_gpu: None) -> None:
     assert engine.members(torch.from_numpy(images))["q"].numpy().tobytes() == want.tobytes()
     assert "on cuda" in engine.plan
     assert engine.only("q")(images[:0]).shape == (0, 8)
-    with pytest.raises(UnsupportedError, match="member 's'"):
+    monkeypatch.setattr(_cuda_native, "available", lambda: (False, "it was not built"))
+    with pytest.raises(UnsupportedError, match=r"member 's'.*it was not built"):
         Engine(artifact, "cuda")
     with pytest.raises(InputError, match="q, s"):
         Engine(artifact, "cuda", members=())
@@ -285,8 +286,11 @@ def test_the_engine_runs_chosen_members(as_if_on_a_gpu: None) -> None:
         assert engine(torch.from_numpy(images).cuda()).cpu().numpy().tobytes() == want.tobytes()
 
 
-def test_auto_takes_the_gpu_only_where_every_member_runs(as_if_on_a_gpu: None) -> None:
+def test_auto_takes_the_gpu_only_where_every_member_runs(as_if_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = mixed().graph
+    monkeypatch.setattr(_cuda_native, "available", lambda: (True, ""))
+    assert choose_device(graph) == "cuda"
+    monkeypatch.setattr(_cuda_native, "available", lambda: (False, "it was not built"))
     assert choose_device(graph) == "cpu"
     assert choose_device(graph.only("q")) == "cuda"
     assert Engine(mixed(), members=("q",)).device == "cuda"

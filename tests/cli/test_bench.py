@@ -51,10 +51,34 @@ def test_a_plan_is_shown_and_written(run_hce: Callable, mixed: Path, tmp_path: P
     assert json.loads(run_hce("bench", mixed, "--dry-run", "--members", "q", "--json", "-").out)["batch"] == 256
 
 
-def test_float_members_are_refused_with_a_way_out(run_hce: Callable, mixed: Path) -> None:
-    result = run_hce("bench", mixed, "--device", "cuda", "--dry-run")
+def test_an_ensemble_is_shown_part_by_part(run_hce: Callable, mixed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    result = run_hce("bench", mixed, "--device", "cuda", "--dry-run", "--batch", 64, "--json", out)
+    assert result.code == 0, result.err
+    for words in ("conv2d_u8xs8_u4", "float32 in image lanes", "conv2d_f32", "sequential", "perfect overlap", "of 32 images"):
+        assert words in result.out
+    facts = json.loads(out.read_text())
+    assert [(p["kind"], p["members"]) for p in facts["parts"]] == [("codes", ["q"]), ("lanes", ["s"])]
+    lanes, totals = facts["parts"][1], facts["totals"]
+    assert [s["kernel"] for s in lanes["steps"]] == ["load_images", "conv2d_f32", "flatten_f32", "store_logits"]
+    assert lanes["steps"][1]["macs"] == 64 * 4 * 2 * 27
+    assert lanes["gpu"]["ffma_operations_per_second"] == 67e12
+    assert totals["launches"] == sum(p["totals"]["launches"] for p in facts["parts"]) + 1
+    assert totals["sequential_bound_seconds"] > totals["perfect_overlap_bound_seconds"]
+    assert totals["sequential_bound_images_per_second"] == pytest.approx(64 / totals["sequential_bound_seconds"])
+    alone = json.loads(run_hce("bench", mixed, "--dry-run", "--members", "s", "--batch", 64, "--json", "-").out)
+    assert alone["parts"] == [lanes]
+
+
+def test_members_of_both_kinds_are_refused_with_a_way_out(run_hce: Callable, tmp_path: Path) -> None:
+    q, x = GraphBuilder(SHAPE, seed=1), GraphBuilder(SHAPE, seed=2)
+    codes = q.finish(q.qconv("image", 2, stride=(4, 4)))
+    both = x.finish(x.add("clamp", [x.probe(x.qconv("image", 2, stride=(4, 4)))], {"min": None, "max": 0.5}))
+    path = tmp_path / "model.hce"
+    artifact.save(path, Artifact(merge({"q": codes, "x": both}), InputSpec("uint8_nhwc", SHAPE, (0.5,) * 3, (0.25,) * 3)))
+    result = run_hce("bench", path, "--device", "cuda", "--dry-run")
     assert result.code == 3
-    assert "member 's'" in result.err and "--members q" in result.err
+    assert "member 'x'" in result.err and "--members q" in result.err
 
 
 def test_an_architecture_by_name(run_hce: Callable, own_module: Path, monkeypatch: pytest.MonkeyPatch) -> None:

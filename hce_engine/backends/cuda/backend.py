@@ -10,16 +10,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
+from ... import _cuda_native
 from ...errors import HceError, InputError, UnsupportedError
 from ...graph import Graph
-from ...plan.cuda import Plan, build_plan, require_runnable
+from ...plan.cuda import Plan, build_plan
 from ...plan.cuda.arena import ARENA_LIMIT, MAX_BATCH, largest_bucket
+from ...plan.cuda.ensemble_plan import (
+    CODES,
+    EnsemblePlan,
+    build_ensemble_plan,
+    largest_ensemble_bucket,
+    only_codes,
+    paths,
+    require_runnable,
+)
 from . import gpu
+from .ensemble import AUTO, Ensembles, Prepared, Timing
 from .program import Arena, Constants, Program
 from .runtime import Interpreted, Runtime
 
@@ -31,27 +43,31 @@ class _Bucket:
 
 
 class CudaBackend:
-    """Quantized members of a graph on a GPU.
+    """Members of a graph on a GPU: quantized ones on Triton kernels, float ones on those of the extension (ensemble.py).
 
     device: ``cuda``, or ``cpu`` under TRITON_INTERPRET=1 (tests).  max_batch: the largest bucket, a power of two; less if
     memory demands it.  poison: maps, logits and flags start out with noise, so that a result which depends on unwritten
-    memory shows.
+    memory shows.  extension: other than hce_engine._cuda; with device ``cpu``, the one built for the host.  mode: how parts
+    of an ensemble run, of ensemble.MODES.
 
     ``run`` is safe to call from several threads; calls take turns. A CUDA error ends the use of this object: the context is
-    then in an unknown state, and every later call says so. Raises UnsupportedError for float nodes, without a GPU, and for
+    then in an unknown state, and every later call says so. Raises UnsupportedError for what no kernel runs, without a GPU, and for
     a bucket that does not fit into free memory (before anything is allocated).
     """
 
-    def __init__(self, graph: Graph, device: str = "cuda", *, max_batch: int = MAX_BATCH, poison: bool = False) -> None:
+    def __init__(
+        self, graph: Graph, device: str = "cuda", *, max_batch: int = MAX_BATCH, poison: bool = False,
+        extension: ModuleType | None = None, mode: str = AUTO,
+    ) -> None:
         if max_batch < 1 or max_batch & (max_batch - 1):
             raise InputError("cuda back end", expected="a power of two as the largest batch", got=repr(max_batch),
                              fix="choose one")
         self.runtime: Runtime = Interpreted() if device == "cpu" else gpu.GpuRuntime()
-        require_runnable(graph)
         self.graph, self.poison = graph, poison
         self.constants = Constants(self.runtime.device)
-        self._plans: dict[tuple[tuple[str, ...], int], Plan] = {}
-        self._buckets: dict[tuple[tuple[str, ...], int], _Bucket] = {}
+        self._ensembles = self._with_extension(extension, mode)
+        self._plans: dict[tuple[tuple[str, ...], int], Plan | EnsemblePlan] = {}
+        self._buckets: dict[tuple[tuple[str, ...], int], _Bucket | Prepared] = {}
         self._arenas: list[Arena] = []
         self._lock = Lock()
         self._error: BaseException | None = None
@@ -60,19 +76,35 @@ class CudaBackend:
         self.classes = graph[graph.members[0].output].spec.shape[0]
         self.max_batch = self._fitting(max_batch)
 
+    def _with_extension(self, extension: ModuleType | None, mode: str) -> Ensembles | None:
+        """What runs float members; None where there are none."""
+        path = paths(self.graph)
+        if only_codes(self.graph):
+            return None
+        if extension is None:
+            require_runnable(self.graph)
+            if torch.device(self.runtime.device).type == "cpu":
+                name = next(name for name, kind in path.items() if kind != CODES)
+                raise UnsupportedError(f"cuda back end without a GPU, member {name!r}", expected="the extension built for the host",
+                                       got="none", fix="use the cpu device of the engine")
+            extension = _cuda_native.extension()
+        return Ensembles(self.runtime, self.constants, extension, mode, self.poison)
+
     def _fitting(self, wanted: int) -> int:
-        largest = largest_bucket(self.plan(1), wanted)
+        plan = self.plan(1)
+        largest = largest_bucket(plan, wanted) if isinstance(plan, Plan) else largest_ensemble_bucket(plan, wanted)
         if not largest:
             raise UnsupportedError("cuda back end", expected=f"maps of at most {ARENA_LIMIT} bytes per image",
                                    got=str(self.plan(1).arena_bytes_per_image), fix="use smaller images or device cpu")
         return largest
 
-    def plan(self, batch: int, members: Sequence[str] | None = None) -> Plan:
+    def plan(self, batch: int, members: Sequence[str] | None = None) -> Plan | EnsemblePlan:
         """The plan of a bucket; members: all, or some."""
         key = (self._chosen(members), batch)
         if key not in self._plans:
             graph = self.graph if key[0] == self.members else self.graph.only(*key[0])
-            self._plans[key] = build_plan(graph, batch, self.runtime.gpu)
+            build = build_plan if only_codes(graph) else build_ensemble_plan
+            self._plans[key] = build(graph, batch, self.runtime.gpu)
         return self._plans[key]
 
     def _chosen(self, members: Sequence[str] | None) -> tuple[str, ...]:
@@ -90,16 +122,26 @@ class CudaBackend:
             for size in sorted(sizes, reverse=True):
                 self._bucket(self._chosen(members), size)
 
+    def timing(self, batch: int, members: Sequence[str] | None = None) -> Timing | None:
+        """What warming up measured for the bucket of ``batch`` images; None where there was nothing to measure."""
+        bucket = self._buckets.get((self._chosen(members), self.bucket_of(batch)))
+        return bucket.timing if isinstance(bucket, Prepared) else None
+
     def _chunks(self, images: int) -> list[int]:
         whole, rest = divmod(images, self.max_batch)
         return [self.max_batch] * whole + [rest] * (rest > 0)
 
-    def _bucket(self, members: tuple[str, ...], size: int) -> _Bucket:
+    def _bucket(self, members: tuple[str, ...], size: int) -> _Bucket | Prepared:
         key = (members, size)
         if key not in self._buckets:
             plan = self.plan(size, members)
+            if isinstance(plan, EnsemblePlan):
+                assert self._ensembles is not None
+                self._check_memory(plan.batch, self._ensembles.needed_bytes(plan))
+                self._buckets[key] = self._ensembles.build(plan)
+                return self._buckets[key]
             arena = next((a for a in self._arenas if a.slots == plan.slots and a.capacity >= size), None)
-            self._check_memory(plan, arena is None)
+            self._check_memory(size, self._needed_bytes(plan, arena is None))
             if arena is None:
                 arena = Arena(plan, self.runtime.device, self.poison)
                 self._arenas.append(arena)
@@ -107,13 +149,15 @@ class CudaBackend:
             self._buckets[key] = _Bucket(program, self.runtime.prepare(program))
         return self._buckets[key]
 
-    def _check_memory(self, plan: Plan, new_arena: bool) -> None:
+    def _needed_bytes(self, plan: Plan, new_arena: bool) -> int:
         image = int(np.prod(plan.image_shape)) * (4 if plan.float_images else 1)
         needed = self.constants.missing_bytes(plan) + plan.workspace_bytes + plan.batch * image
-        needed += Arena.bytes(plan) if new_arena else 0
+        return needed + (Arena.bytes(plan) if new_arena else 0)
+
+    def _check_memory(self, batch: int, needed: int) -> None:
         free = self.runtime.free_bytes()
         if needed > free:
-            raise UnsupportedError("cuda back end", expected=f"{needed} bytes of free GPU memory for {plan.batch} images",
+            raise UnsupportedError("cuda back end", expected=f"{needed} bytes of free GPU memory for {batch} images",
                                    got=f"{free} bytes", fix="use a smaller batch, or end what else uses this GPU")
 
     def run(self, images: np.ndarray | torch.Tensor, *, ensemble_only: bool = False) -> dict[str, Any]:

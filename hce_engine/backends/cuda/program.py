@@ -70,17 +70,22 @@ class Arena:
 class Program:
     """Launches of one plan.
 
-    images: static input, uint8 ``(N, H, W, C)`` or float32 ``(N, C, H, W)``.  logits: static outputs per member and for
+    images: static input, uint8 ``(N, H, W, C)`` or float32 ``(N, C, H, W)``; its own, or one that programs share.  logits: static outputs per member and for
     ``ensemble``, float32 ``(N, classes)``.  launches: in order.  step_of: the step each of them belongs to.
     """
 
-    def __init__(self, plan: Plan, arena: Arena, constants: Constants, device: str, poison: bool = False) -> None:
+    def __init__(
+        self, plan: Plan, arena: Arena, constants: Constants, device: str, poison: bool = False,
+        images: torch.Tensor | None = None,
+    ) -> None:
         assert arena.slots == plan.slots and arena.capacity >= plan.batch
         self.plan, self.arena, self.constants = plan, arena, constants
         c, h, w = plan.image_shape
         n = plan.batch
-        self.images = (torch.zeros((n, c, h, w), dtype=torch.float32, device=device) if plan.float_images
-                       else torch.zeros((n, h, w, c), dtype=torch.uint8, device=device))
+        if images is None:
+            images = (torch.zeros((n, c, h, w), dtype=torch.float32, device=device) if plan.float_images
+                      else torch.zeros((n, h, w, c), dtype=torch.uint8, device=device))
+        self.images = images
         fill = float("nan") if poison else 0.0
         self.flags = torch.full((n,), fill, dtype=torch.float32, device=device)
         self.workspace = torch.zeros(plan.workspace_bytes // 4, dtype=torch.int32, device=device)

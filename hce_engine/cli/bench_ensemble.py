@@ -1,0 +1,108 @@
+"""What ``hce bench --dry-run`` says of float members on a GPU and of ensembles: steps in image lanes, and what overlap could give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .bench_command import byte_text, describe, show
+from .output import amount, show_table
+
+if TYPE_CHECKING:
+    from ..plan.cuda import Gpu
+    from ..plan.cuda.ensemble_plan import EnsemblePlan
+    from ..plan.cuda.lanes_plan import LanesPlan
+
+
+def describe_ensemble(plan: EnsemblePlan, gpu: Gpu) -> dict[str, Any]:
+    """What ``--json`` carries. ``parts`` are facts of each part; bytes, multiply-accumulates and seconds are of the batch."""
+    from ..plan.cuda.ensemble_plan import ensemble_bound, largest_ensemble_bucket
+    from ..plan.cuda.lanes_plan import LanesPlan
+
+    parts = [describe_lanes(p, gpu) if isinstance(p, LanesPlan) else {"kind": "codes", **describe(p, gpu)} for p in plan.parts]
+    least = ensemble_bound(plan, gpu)
+    totals = [p["totals"] for p in parts]
+    return {
+        "members": list(plan.members), "batch": plan.batch, "gpu": parts[0]["gpu"], "parts": parts,
+        "totals": {
+            "launches": plan.launches, "bytes": sum(t["bytes"] for t in totals) + plan.mean_bytes,
+            "macs": sum(t["macs"] for t in totals), "walked_macs": sum(t["walked_macs"] for t in totals),
+            "weight_bytes": sum(t["weight_bytes"] for t in totals), "largest_bucket": largest_ensemble_bucket(plan),
+            "sequential_bound_seconds": least.sequential, "perfect_overlap_bound_seconds": least.perfect_overlap,
+            "sequential_bound_images_per_second": plan.batch / least.sequential,
+            "perfect_overlap_bound_images_per_second": plan.batch / least.perfect_overlap,
+        },
+    }
+
+
+def describe_lanes(plan: LanesPlan, gpu: Gpu) -> dict[str, Any]:
+    from ..plan.cuda.ensemble_plan import FFMA, part_bounds
+    from ..plan.cuda.roofline import LAUNCH_FLOOR
+
+    bounds, cost = part_bounds(plan, gpu), plan.cost
+    seconds = sum(b.seconds for b in bounds)
+    return {
+        "kind": "lanes", "members": list(plan.members), "batch": plan.batch, "tiles": plan.tiles,
+        "gpu": {"name": gpu.name, "bytes_per_second": gpu.bandwidth, "int8_operations_per_second": gpu.int8,
+                "ffma_operations_per_second": FFMA[gpu.name], "launch_seconds": LAUNCH_FLOOR, "source": gpu.source},
+        "steps": [
+            {
+                "nodes": list(s.nodes), "kernel": s.kernel, "reason": s.reason, "launches": s.launches,
+                "config": None if s.config is None else dict(vars(s.config)),
+                "weight_bytes": s.weights.packed_bytes if s.weights is not None else 0, "read_bytes": s.cost.read,
+                "written_bytes": s.cost.written, "macs": s.cost.macs, "walked_macs": s.cost.walked,
+                "bound_seconds": b.seconds, "bound_by": b.by,
+            }
+            for s, b in zip(plan.steps, bounds, strict=True)
+        ],
+        "totals": {
+            "arena_bytes_per_tile": plan.arena_bytes_per_tile, "slots": len(plan.slots), "weight_bytes": plan.weight_bytes,
+            "launches": plan.launches, "bytes": cost.bytes, "macs": cost.macs, "walked_macs": cost.walked,
+            "ffma_bound_seconds": 2 * cost.macs / FFMA[gpu.name], "bound_seconds": seconds,
+            "bound_images_per_second": plan.batch / seconds,
+        },
+    }
+
+
+def show_ensemble(model: str, plan: EnsemblePlan, facts: dict[str, Any]) -> None:
+    from ..plan.cuda.lanes_plan import LanesPlan
+
+    for part, own in zip(plan.parts, facts["parts"], strict=True):
+        if isinstance(part, LanesPlan):
+            _show_lanes(model, part, own)
+        else:
+            show(model, part, own)
+    total = facts["totals"]
+    if len(plan.parts) > 1:
+        click.echo(
+            f"ensemble of {', '.join(plan.voters)}: {total['launches']} launches, {byte_text(total['bytes'])} moved; bounds, not "
+            f"measurements: sequential {1e6 * total['sequential_bound_seconds']:.1f} us "
+            f"({amount(total['sequential_bound_images_per_second'])} images/s), perfect overlap "
+            f"{1e6 * total['perfect_overlap_bound_seconds']:.1f} us "
+            f"({amount(total['perfect_overlap_bound_images_per_second'])} images/s)"
+        )
+
+
+def _show_lanes(model: str, plan: LanesPlan, facts: dict[str, Any]) -> None:
+    rows = [
+        ("+".join(s["nodes"]), s["kernel"], str(s["launches"]), byte_text(s["weight_bytes"]),
+         byte_text(s["read_bytes"] + s["written_bytes"]), amount(s["macs"]) if s["macs"] else "",
+         f"{s['walked_macs'] / s['macs']:.2f}x" if s["macs"] else "", f"{1e6 * s['bound_seconds']:.2f}", s["bound_by"],
+         "" if step.config is None else str(step.config))
+        for step, s in zip(plan.steps, facts["steps"], strict=True)
+    ]
+    gpu, total = facts["gpu"], facts["totals"]
+    show_table(f"{model}: members {', '.join(facts['members'])}, float32 in image lanes, batch {facts['batch']} in "
+               f"{facts['tiles']} tiles, bounds of {gpu['name']}",
+               ("step", "kernel", "launches", "weights", "moved", "MACs", "walked", "bound us", "by", "configuration"), rows)
+    click.echo(
+        f"arena {byte_text(total['arena_bytes_per_tile'])} per tile of 32 images in {total['slots']} slots, weights "
+        f"{byte_text(total['weight_bytes'])}, {total['launches']} launches, {byte_text(total['bytes'])} moved, "
+        f"{amount(total['macs'])} MACs ({total['walked_macs'] / max(total['macs'], 1):.2f}x walked)"
+    )
+    click.echo(
+        f"bound, not a measurement: at least {1e6 * total['bound_seconds']:.1f} us, at most "
+        f"{amount(total['bound_images_per_second'])} images/s on {gpu['name']} ({amount(gpu['ffma_operations_per_second'])} float32 "
+        f"operations/s, of which arithmetic alone takes {1e6 * total['ffma_bound_seconds']:.1f} us)"
+    )

@@ -1,0 +1,203 @@
+"""Which path runs each member on a GPU, and the plan of an ensemble: one part per group of members that share nodes.
+
+    codes    quantized members: Triton kernels on packed maps (plan.py)
+    lanes    float members: CUDA C++ kernels on image lanes (lanes_plan.py), which need the compiled extension
+
+A member whose nodes belong to both has no path: the two keep maps in different layouts, and nothing converts between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ... import _cuda_native
+from ...errors import UnsupportedError
+from ...graph import Graph, verify
+from ..cpu import components
+from .arena import ARENA_LIMIT, MAX_BATCH, largest_bucket
+from .lanes_lowering import build_lanes_plan, lanes_runnable
+from .lanes_plan import LanesPlan, tiles_of
+from .lowering import MEANS_LIMIT, build_plan, runnable
+from .plan import Plan
+from .roofline import LAUNCH_FLOOR, Bound, Gpu, bound
+
+CODES, LANES = "codes", "lanes"
+PIXELS_LIMIT = 2**30 - 1  # of one map in all tiles: launches count them in 32 bits, with room for doubling
+
+# Float32 operations per second outside the tensor cores, 2 per fused multiply-add; of the sources that roofline.GPUS names.
+FFMA = {"NVIDIA H200": 67e12, "NVIDIA A100-SXM4-80GB": 19.5e12, "NVIDIA B200": 75e12}
+
+Part = Plan | LanesPlan
+
+
+def paths(graph: Graph) -> dict[str, str]:
+    """Member -> ``codes`` or ``lanes``. Raises UnsupportedError for the first that neither path can run."""
+    found: dict[str, str] = {}
+    refused: list[tuple[str, str]] = []
+    for member in graph.members:
+        nodes = [n for n in graph.only(member.name).nodes if n.op != "input"]
+        if all(map(runnable, nodes)):
+            found[member.name] = CODES
+        elif all(map(lanes_runnable, nodes)):
+            found[member.name] = LANES
+        else:
+            floats = [n for n in nodes if not runnable(n)]
+            codes = [n for n in nodes if not lanes_runnable(n)]
+            got = f"{floats[0].op} %{floats[0].name} and {codes[0].op} %{codes[0].name}"
+            if floats[0] is codes[0]:
+                got = f"{floats[0].op} %{floats[0].name} of {floats[0].spec.dtype}"
+            refused.append((member.name, got))
+    if refused:
+        name, got = refused[0]
+        raise UnsupportedError(f"device cuda, member {name!r}", expected="either quantized or float operations", got=got,
+                               fix=_way_out(tuple(found)))
+    return found
+
+
+def _way_out(good: tuple[str, ...]) -> str:
+    if good:
+        return f"name the members that run, members={good!r} or --members {','.join(good)}, or use device cpu"
+    return "use device cpu, which runs every member"
+
+
+def require_runnable(graph: Graph) -> None:
+    """Raises UnsupportedError for members that neither path can run, and for float ones where the extension is missing."""
+    found = paths(graph)
+    lanes = [name for name, path in found.items() if path == LANES]
+    present, reason = _cuda_native.available()
+    if lanes and not present:
+        good = tuple(name for name, path in found.items() if path == CODES)
+        raise UnsupportedError(f"device cuda, member {lanes[0]!r}", expected="the compiled extension, which runs float members",
+                               got=reason, fix=_way_out(good))
+
+
+def only_codes(graph: Graph) -> bool:
+    """Whether one plan of quantized members runs the whole graph."""
+    return all(map(runnable, graph.nodes))
+
+
+@dataclass(frozen=True)
+class EnsemblePlan:
+    """What :class:`hce_engine.backends.cuda.ensemble.EnsembleProgram` runs for ``batch`` images: parts that know nothing of
+    each other, on the same images, and the mean of the voters last."""
+
+    batch: int
+    members: tuple[str, ...]
+    voters: tuple[str, ...]
+    parts: tuple[Part, ...]
+    classes: int
+    image_shape: tuple[int, ...]
+    float_images: bool
+
+    @property
+    def mean_launches(self) -> int:
+        return int(len(self.voters) > 1)
+
+    @property
+    def launches(self) -> int:
+        return sum(part.launches for part in self.parts) + self.mean_launches
+
+    @property
+    def mean_bytes(self) -> int:
+        return 4 * self.batch * self.classes * (len(self.voters) + 1) * self.mean_launches
+
+    @property
+    def arena_bytes_per_image(self) -> int:
+        """Of whole tiles; a batch of one image takes a tile."""
+        return -(-arena_bytes(self, 32) // 32)
+
+    def __str__(self) -> str:
+        head = f"plan {'+'.join(self.members)} on cuda for {self.batch} images: {len(self.parts)} parts, {self.launches} launches"
+        mean = [f"  ensemble_mean of {', '.join(self.voters)}"] * self.mean_launches
+        return "\n".join([head, *map(str, self.parts), *mean])
+
+
+def build_ensemble_plan(graph: Graph, batch: int, gpu: str | None = None) -> EnsemblePlan:
+    """The plan of all members of ``graph``, quantized and float. gpu: as of :func:`build_plan`.
+
+    The graph must be lowered. Raises GraphError or UnsupportedError; it does not ask for the extension.
+    """
+    verify(graph)
+    path = paths(graph)
+    voters = tuple(m.name for m in graph.voters)
+    if len(voters) > MEANS_LIMIT:
+        raise UnsupportedError("device cuda, mean of logits", expected=f"at most {MEANS_LIMIT} members", got=str(len(voters)),
+                               fix="use device cpu, or fewer members")
+    parts: list[Part] = []
+    for group in components(graph):
+        if path[group.members[0].name] == CODES:
+            parts.append(_without_mean(build_plan(group, batch, gpu)))
+        else:
+            parts.append(build_lanes_plan(group, batch))
+    image = graph.input.spec
+    classes = graph[graph.members[0].output].spec.shape[0]
+    return EnsemblePlan(batch, tuple(path), voters, tuple(parts), classes, image.shape, image.type.is_float)
+
+
+def _without_mean(plan: Plan) -> Plan:
+    """A plan of quantized members less the mean of its own voters: the ensemble has a mean of all."""
+    outputs = {name: value for name, value in plan.outputs.items() if name != "ensemble"}
+    mean = plan.outputs["ensemble"]
+    steps = plan.steps if any(mean is value for value in outputs.values()) else plan.steps[:-1]
+    return replace(plan, steps=steps, outputs=outputs)
+
+
+def arena_bytes(plan: EnsemblePlan, batch: int) -> int:
+    """Bytes of maps that the parts need for ``batch`` images."""
+    return sum(part.arena_bytes_per_image * batch if isinstance(part, Plan) else part.arena_bytes_per_tile * tiles_of(batch)
+               for part in plan.parts)
+
+
+def largest_ensemble_bucket(plan: EnsemblePlan, wanted: int = MAX_BATCH) -> int:
+    """The largest power of two up to ``wanted`` images that every part can address and whose maps keep to ARENA_LIMIT
+    together; 0 if a single image does not."""
+
+    def fits(batch: int) -> bool:
+        pixels = max((tiles_of(batch) * m.height * m.width * (1 if m.height * m.width > 1 else m.channels * 32)
+                      for part in plan.parts if isinstance(part, LanesPlan)
+                      for s in part.steps for m in s.writes.values()), default=0)
+        if pixels > PIXELS_LIMIT or arena_bytes(plan, batch) > ARENA_LIMIT:
+            return False
+        return all(largest_bucket(part, batch) == batch for part in plan.parts if isinstance(part, Plan))
+
+    return next((size for size in _halves(1 << (wanted.bit_length() - 1)) if fits(size)), 0)
+
+
+def _halves(size: int) -> Iterator[int]:
+    while size:
+        yield size
+        size //= 2
+
+
+# -- bounds -------------------------------------------------------------------------------------------------------------
+
+
+def part_bounds(part: Part, gpu: Gpu) -> list[Bound]:
+    """Of each step, from the datasheet: float arithmetic outside the tensor cores for float members."""
+    if isinstance(part, Plan):
+        return [bound(step.cost, step.launches, gpu) for step in part.steps]
+    bounds = []
+    for step in part.steps:
+        least = bound(replace(step.cost, walked=0), step.launches, gpu)
+        seconds = 2 * step.cost.walked / FFMA[gpu.name]
+        bounds.append(Bound(seconds, "FFMA") if seconds > least.seconds else least)
+    return bounds
+
+
+@dataclass(frozen=True)
+class EnsembleBound:
+    """Least seconds of an ensemble. parts: of each alone.  sequential: parts one after the other, then the mean.
+    perfect_overlap: the parts at the same time, as if each resource were used without a gap: the longest part, or all bytes
+    together at the memory's bandwidth, then the mean."""
+
+    parts: tuple[float, ...]
+    sequential: float
+    perfect_overlap: float
+
+
+def ensemble_bound(plan: EnsemblePlan, gpu: Gpu) -> EnsembleBound:
+    parts = tuple(sum(b.seconds for b in part_bounds(part, gpu)) for part in plan.parts)
+    mean = plan.mean_launches * max(plan.mean_bytes / gpu.bandwidth, LAUNCH_FLOOR)
+    moved = sum(part.cost.bytes for part in plan.parts) / gpu.bandwidth
+    return EnsembleBound(parts, sum(parts) + mean, max(*parts, moved) + mean)

@@ -1,0 +1,221 @@
+"""A plan of float members for the GPU: the decided, printable list of launches of the image-lanes kernels (csrc/cuda/lanes.h).
+
+Sizes are per tile of 32 images. A batch of n images runs ceil(n / 32) whole tiles, so costs count those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .plan import Cost
+
+TILE = 32
+LINE_BYTES = 4 * TILE
+Halo = tuple[int, int, int, int]  # top, left, bottom, right
+
+
+def tiles_of(batch: int) -> int:
+    return -(-batch // TILE)
+
+
+@dataclass(eq=False)
+class LaneMap:
+    """Float32 values of one node: ``[tile][row][column][channel][32 images]`` with a halo of zeros around the pixels.
+
+    halo grows while steps are made, to what all readers need.  slot: which piece of memory holds it, set by ``place``.
+    """
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    halo: Halo = (0, 0, 0, 0)
+    slot: int = -1
+
+    @property
+    def rows(self) -> int:
+        return self.height + self.halo[0] + self.halo[2]
+
+    @property
+    def columns(self) -> int:
+        return self.width + self.halo[1] + self.halo[3]
+
+    @property
+    def lines(self) -> int:
+        """Lines of one tile, halo included."""
+        return self.rows * self.columns * self.channels
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """Of a tile, a row and a pixel, in floats."""
+        pixel = self.channels * TILE
+        return (self.lines * TILE, self.columns * pixel, pixel)
+
+    @property
+    def first(self) -> int:
+        """Floats in front of pixel (0, 0) of a tile."""
+        _, row, pixel = self.strides
+        return self.halo[0] * row + self.halo[1] * pixel
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the pixels of one tile, halo left out: what a kernel reads or writes once."""
+        return self.height * self.width * self.channels * LINE_BYTES
+
+    def widen(self, halo: Halo) -> None:
+        t, l, b, r = self.halo
+        self.halo = (max(t, halo[0]), max(l, halo[1]), max(b, halo[2]), max(r, halo[3]))
+
+
+@dataclass(frozen=True)
+class LaneSlot:
+    """One piece of memory: maps of one form take turns in it, so that the halo stays zero. Maps without a halo need only
+    have one size: they keep (lines, 1, 1) as their form."""
+
+    form: tuple[int, int, int]
+    halo: Halo
+
+    @property
+    def tile_bytes(self) -> int:
+        c, h, w = self.form
+        return c * (h + self.halo[0] + self.halo[2]) * (w + self.halo[1] + self.halo[3]) * LINE_BYTES
+
+    @classmethod
+    def of(cls, value: LaneMap) -> LaneSlot:
+        form = (value.channels, value.height, value.width) if any(value.halo) else (value.lines, 1, 1)
+        return cls(form, value.halo)
+
+
+@dataclass(frozen=True)
+class ConvConfig:
+    """Of csrc/cuda/lanes.h: register tile of a thread, warps of a thread block, lines per chunk of weights; blocks 0 lets
+    the launch fill the device."""
+
+    pixels: int
+    channels: int
+    channel_warps: int
+    pixel_warps: int
+    chunk_lines: int
+    blocks: int = 0
+
+    def values(self) -> tuple[int, int, int, int, int, int]:
+        return (self.pixels, self.channels, self.channel_warps, self.pixel_warps, self.chunk_lines, self.blocks)
+
+    def __str__(self) -> str:
+        return f"{self.pixels}x{self.channels} warps={self.channel_warps}x{self.pixel_warps} chunk={self.chunk_lines}"
+
+
+@dataclass(frozen=True, eq=False)
+class LaneWeights:
+    """Constants of a layer. weight: float32 ``[OC, C / groups, KH, KW]``; a depthwise one ``[KH, KW, OC]``, as its kernel
+    reads it.  packed_bytes: on the device, bias included."""
+
+    name: str
+    weight: np.ndarray
+    bias: np.ndarray
+    groups: int
+    packed_bytes: int
+
+
+@dataclass(frozen=True)
+class LaneStep:
+    """One launch. kernel: its name in the extension.  arguments: what it takes besides maps.  reads, writes: by argument.
+    member: of ``store_logits``, whose result the step makes."""
+
+    nodes: tuple[str, ...]
+    kernel: str
+    reason: str
+    reads: Mapping[str, LaneMap]
+    writes: Mapping[str, LaneMap]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: LaneWeights | None = None
+    config: ConvConfig | None = None
+    member: str = ""
+    cost: Cost = field(default_factory=Cost)
+    launches: int = 1
+
+
+@dataclass(frozen=True)
+class LanesPlan:
+    """What :class:`hce_engine.backends.cuda.lanes_program.LanesProgram` runs for ``batch`` images."""
+
+    batch: int
+    members: tuple[str, ...]
+    steps: tuple[LaneStep, ...]
+    slots: tuple[LaneSlot, ...]
+    classes: int
+    image_shape: tuple[int, ...]
+    float_images: bool
+
+    @property
+    def tiles(self) -> int:
+        return tiles_of(self.batch)
+
+    @property
+    def arena_bytes_per_tile(self) -> int:
+        return sum(slot.tile_bytes for slot in self.slots)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of weights once: plans for other batches may pack them for other configurations."""
+        return sum(s.weights.packed_bytes for s in self.steps if s.weights is not None)
+
+    @property
+    def launches(self) -> int:
+        return sum(s.launches for s in self.steps)
+
+    @property
+    def cost(self) -> Cost:
+        costs = [s.cost for s in self.steps]
+        return Cost(*(sum(getattr(c, key) for c in costs) for key in ("read", "written", "macs", "walked")))
+
+    def __str__(self) -> str:
+        cost = self.cost
+        head = (f"plan {'+'.join(self.members)} on cuda, float32 in image lanes, for {self.batch} images in {self.tiles} tiles: "
+                f"{self.launches} launches, arena {self.arena_bytes_per_tile / 1000:.1f} kB per tile in {len(self.slots)} slots, "
+                f"weights {self.weight_bytes / 1000:.1f} kB, {cost.bytes / self.batch / 1000:.1f} kB moved per image")
+        return "\n".join([head, *(f"  {_row(s, self.batch)}" for s in self.steps)])
+
+
+def _row(step: LaneStep, batch: int) -> str:
+    config = f"  [{step.config}]" if step.config is not None else ""
+    waste = f" ({step.cost.walked / step.cost.macs:.2f}x walked)" if step.cost.macs else ""
+    return (f"{'+'.join(step.nodes):32} {step.kernel:14} {step.cost.bytes / batch / 1000:8.2f} kB "
+            f"{step.cost.macs / batch / 1e6:8.3f} MMAC{waste}  {step.reason}{config}")
+
+
+def place(steps: Sequence[LaneStep]) -> tuple[LaneSlot, ...]:
+    """Sets ``slot`` of every map. Outputs never lie where inputs do, with two exceptions that kernels allow: a running sum is
+    one map, and a convolution may write over a residual that nobody reads after it.
+
+    Maps of one size that have a halo get the same one, so that they can take turns.
+    """
+    alive: dict[int, tuple[LaneMap, int, int]] = {}
+    for index, step in enumerate(steps):
+        for value in (*step.reads.values(), *step.writes.values()):
+            alive[id(value)] = (value, alive[id(value)][1] if id(value) in alive else index, index)
+    with_halo = [value for value, _, _ in alive.values() if any(value.halo)]
+    for value in with_halo:
+        for other in with_halo:
+            if (other.channels, other.height, other.width) == (value.channels, value.height, value.width):
+                value.widen(other.halo)
+    slots: list[LaneSlot] = []
+    busy_until: list[int] = []
+    for value, first, last in alive.values():
+        wanted = LaneSlot.of(value)
+        free = [i for i, slot in enumerate(slots) if slot == wanted and busy_until[i] < first]
+        # The one that was used last: its lines are the likeliest to be in the cache.
+        index = max(free, key=lambda i: busy_until[i], default=len(slots))
+        residual = steps[first].reads.get("residual")
+        if residual is not None and residual is not steps[first].reads["x"] and alive[id(residual)][2] == first:
+            index = residual.slot if slots[residual.slot] == wanted else index
+        if index == len(slots):
+            slots.append(wanted)
+            busy_until.append(last)
+        busy_until[index] = last
+        value.slot = index
+    return tuple(slots)
