@@ -62,6 +62,23 @@ void BindKernels(py::module_& m) {
         },
         py::arg("device"), py::arg("stream"), py::kw_only(), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("y"),
         py::arg("shape"), py::arg("limits"), py::arg("config"), "shape: tiles, inputs, outputs.");
+  m.attr("WINOGRAD_CHANNELS") = std::map<std::pair<int, int>, int>{
+      {{2, 1}, kWinogradChannels[2][1]}, {{2, 2}, kWinogradChannels[2][2]},
+      {{4, 1}, kWinogradChannels[4][1]}, {{4, 2}, kWinogradChannels[4][2]}};
+  m.attr("WINOGRAD_GROUPS") = std::map<int, int>{{2, kWinogradGroups[2]}, {4, kWinogradGroups[4]}};
+  m.def("winograd_f32",
+        [](int device, uintptr_t stream, const Ref& x, uintptr_t weight, uintptr_t bias, const Ref& y,
+           const std::optional<Ref>& residual, const std::array<int32_t, 5>& s, const Limits& limits,
+           const std::array<int32_t, 7>& c) {
+          Run("winograd_f32", device, stream,
+              WinogradF32Args{In(x), At<const float>(weight), At<const float>(bias), Out(y), In(residual), s[0], s[1], s[2], s[3],
+                              s[4], limits[0], limits[1], {c[0], c[1], c[2], c[3], c[4], c[5], c[6]}},
+              LaunchWinogradF32);
+        },
+        py::arg("device"), py::arg("stream"), py::kw_only(), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("y"),
+        py::arg("residual"), py::arg("shape"), py::arg("limits"), py::arg("config"),
+        "shape: tiles, out_h, out_w, inputs, outputs.  config: output, tiles, channels, channel_groups, tile_groups, chunk, "
+        "blocks.  WINOGRAD_CHANNELS: most channels by (output, tiles); WINOGRAD_GROUPS: most groups by output.");
   m.def("pool_f32",
         [](int device, uintptr_t stream, const std::string& kind, const Ref& x, const Ref& y, const std::array<int32_t, 6>& s,
            const std::array<int32_t, 6>& window, bool count_include_pad, int blocks) {

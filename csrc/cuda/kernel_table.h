@@ -13,6 +13,7 @@ namespace hce::cuda {
 const char* Check(const ConvF32Args& args);
 const char* Check(const DepthwiseF32Args& args);
 const char* Check(const LinearF32Args& args);
+const char* Check(const WinogradF32Args& args);
 const char* Check(const PoolF32Args& args);
 const char* Check(const AddF32Args& args);
 const char* Check(const CopyF32Args& args);
@@ -24,6 +25,7 @@ const char* Check(const EnsembleMeanArgs& args);
 Status LaunchConv2dF32(const ConvF32Args& args, Stream stream);
 Status LaunchDepthwiseF32(const DepthwiseF32Args& args, Stream stream);
 Status LaunchLinearF32(const LinearF32Args& args, Stream stream);
+Status LaunchWinogradF32(const WinogradF32Args& args, Stream stream);
 Status LaunchPoolF32(const PoolF32Args& args, Stream stream);
 Status LaunchAddF32(const AddF32Args& args, Stream stream);
 Status LaunchCopyF32(const CopyF32Args& args, Stream stream);
@@ -32,7 +34,8 @@ Status LaunchLoadImages(const LoadImagesArgs& args, Stream stream);
 Status LaunchStoreLogits(const StoreLogitsArgs& args, Stream stream);
 Status LaunchEnsembleMean(const EnsembleMeanArgs& args, Stream stream);
 
-// Bytes of shared memory of one thread block of a direct convolution.
+// Bytes of shared memory of one thread block of a convolution.
 int64_t SharedBytes(const ConvF32Args& args);
+int64_t SharedBytes(const WinogradF32Args& args);
 
 }  // namespace hce::cuda

@@ -129,19 +129,20 @@ struct LinearF32Args {
 // c ascending, one fused multiply-add each; bias and residual by one addition each; the clamp as above; y may lie where the
 // residual does. A result depends on its image alone, not on the configuration. Error bound: docs/NUMERICS.md.
 //
-// A thread block computes `channel_groups` blocks of outputs, cut evenly as in ConvConfig, of `tiles` tiles of pixels at a
-// time; `chunk` input channels lie transformed in shared memory. Weights, packed by hce_engine/plan/cuda/winograd_weights.py:
+// A thread block computes `channel_groups` blocks of outputs, cut evenly as in ConvConfig, of `tile_groups` x `tiles` tiles of
+// pixels at a time; `chunk` input channels lie transformed in shared memory. Weights, packed by hce_engine/plan/cuda/winograd_weights.py:
 // [block of outputs][input channel][f / 4][o / 4][f % 4][o % 4], zeros where a block has fewer outputs.
 struct WinogradConfig {
-  int32_t output;          // m: 2 or 4
+  int32_t output;          // m: 2 or 4; the map has at least m x m output pixels
   int32_t tiles;           // 1; or 2, where all input channels are one chunk
-  int32_t channels;        // register tile: 1 to 16 outputs, or to 10 for two tiles
-  int32_t channel_groups;  // 1 to 4, or to 2 for m = 4
-  int32_t chunk;
-  int32_t blocks;  // thread blocks along the pixels; 0: as many as run at once on the device
+  int32_t channels;        // register tile: outputs, 1 to kWinogradChannels[m][tiles]
+  int32_t channel_groups;  // blocks of outputs of a thread block
+  int32_t tile_groups;     // it computes `tiles` x this many tiles; the product of the groups is 1 to kWinogradGroups[m]
+  int32_t chunk;           // input channels
+  int32_t blocks;          // thread blocks along the pixels; 0: as many as run at once on the device
 };
-constexpr int kWinogradChannels[] = {0, 16, 10};         // most channels for each number of tiles
-constexpr int kWinogradGroups[] = {0, 0, 4, 0, 2};       // most channel groups for each m
+constexpr int kWinogradChannels[5][3] = {{}, {}, {0, 16, 10}, {}, {0, 11, 9}};
+constexpr int kWinogradGroups[5] = {0, 0, 4, 0, 2};
 
 struct WinogradF32Args {
   ConstMap x;  // data: the input pixel of tap (0, 0) of output pixel (0, 0), which may lie in the halo

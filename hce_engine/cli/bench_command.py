@@ -94,7 +94,7 @@ def random_member(name: str, bits: int) -> Graph:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module, arch = resolve(name)
-        quantized = QuantModule(capture(module.eval(), arch.input), bits, bits)
+        quantized = QuantModule(capture(module.eval(), arch.input, member="q"), bits, bits)
         pixels = torch.randint(0, 256, (1, *arch.input.shape), dtype=torch.uint8)
     low_to_high = pixels if arch.input.numpy_dtype == "uint8" else pixels / 255
     calibrate(quantized, low_to_high, method="lsq", reestimate=False)
