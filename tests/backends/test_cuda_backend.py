@@ -309,3 +309,25 @@ def test_tensors_that_do_not_fit_are_refused(change: Callable[[torch.Tensor], to
     check_tensor(images, mixed().input)
     with pytest.raises(InputError, match="contiguous tensor"):
         check_tensor(change(images), mixed().input)
+
+
+@pytest.mark.parametrize(
+    ("capability", "release", "reason"),
+    [((7, 5), "3.7.1", "compute capability (7, 5)"), ((10, 0), "3.6.0", "fuses multiply-adds"), ((9, 0), "3.6.0", None),
+     ((10, 0), "3.7.1", None), ((12, 0), "3.10.0", None)],
+)
+def test_gpus_whose_results_would_not_be_exact_are_refused(
+    capability: tuple[int, int], release: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import triton
+
+    from hce_engine.kernels import launch
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(triton, "__version__", release)
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    found = gpu.missing()
+    assert found is None if reason is None else found is not None and reason in found

@@ -14,6 +14,10 @@ import torch
 from ...errors import UnsupportedError
 
 OLDEST = (8, 0)  # compute capability: int8 tensor cores as the kernels use them
+# From this compute capability on, Triton before 3.7 contracts the product and sum of a logit into one rounding, whatever it
+# is told (seen in compiled code): the quantized member would not be exact.
+CONTRACTED = (10, 0)
+EXACT_TRITON = (3, 7)
 
 
 def missing() -> str | None:
@@ -26,8 +30,13 @@ def missing() -> str | None:
         return f"{torch.cuda.get_device_name()} of compute capability {torch.cuda.get_device_capability()}"
     if importlib.util.find_spec("triton") is None:
         return "no Triton"
+    import triton
+
     from ...kernels.launch import INTERPRETED
 
+    release = tuple(map(int, triton.__version__.split(".")[:2]))
+    if torch.cuda.get_device_capability() >= CONTRACTED and release < EXACT_TRITON:
+        return f"{torch.cuda.get_device_name()} with Triton {triton.__version__}, which fuses multiply-adds there; 3.7 does not"
     if INTERPRETED:
         return "TRITON_INTERPRET=1 in the environment, which keeps kernels from being compiled"
     return None
