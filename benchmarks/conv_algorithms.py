@@ -1,4 +1,4 @@
-"""Direct against Winograd for float32 3x3 convolutions, the measurement behind hce_engine/plan/select.py.
+"""Direct against Winograd for float32 3x3 convolutions, the measurement behind hce_engine/plan/cpu/select.py.
 
     python -m benchmarks.conv_algorithms --json algorithms.json
 
@@ -17,7 +17,7 @@ import numpy as np
 from hce_engine import _native
 from hce_engine.backends.cpu import compile_plan
 from hce_engine.graph import Graph, Member, Node, TensorSpec, verify
-from hce_engine.plan import build_plan, select
+from hce_engine.plan.cpu import build_plan, select
 
 # (C, OC, size): CIFAR ResNet layers at full and pruned widths, ResNet-50's 3x3 layers.
 LAYERS = [

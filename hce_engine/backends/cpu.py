@@ -9,7 +9,8 @@ import numpy as np
 from .. import _native
 from ..errors import UnsupportedError
 from ..graph import Graph
-from ..plan import Plan, Step, build_plan, components
+from ..plan import components
+from ..plan.cpu import Plan, Step, build_plan
 from ..threads import available_memory
 
 # Map arguments that a step may leave out.

@@ -1,6 +1,5 @@
-"""Plans: which kernel computes each step, where its memory lies, and why."""
+"""Plans: which kernel computes each step, where its memory lies, and why. One folder per device; numpy only."""
 
-from .cpu import build_plan, components
-from .plan import Map, Plan, Step
+from .components import components
 
-__all__ = ["Map", "Plan", "Step", "build_plan", "components"]
+__all__ = ["components"]

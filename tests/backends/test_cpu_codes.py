@@ -10,7 +10,7 @@ from hce_engine import _native
 from hce_engine.backends import reference
 from hce_engine.backends.cpu import CpuBackend
 from hce_engine.graph import Graph
-from hce_engine.plan import weights
+from hce_engine.plan.cpu import weights
 from tests.backends.graphs import GraphBuilder, pixels
 
 ISAS = _native.supported_isas()

@@ -18,7 +18,7 @@ from hce_engine.backends import reference
 from hce_engine.backends.cpu import CpuBackend
 from hce_engine.errors import GraphError, UnsupportedError
 from hce_engine.graph import Graph
-from hce_engine.plan import build_plan
+from hce_engine.plan.cpu import build_plan
 from tests.backends.graphs import GraphBuilder, pixels
 
 
@@ -116,7 +116,7 @@ import resource
 from hce_engine.backends.cpu import CpuBackend
 from hce_engine.errors import GraphError, UnsupportedError
 from hce_engine.graph import Graph
-from hce_engine.plan import build_plan
+from hce_engine.plan.cpu import build_plan
 from tests.backends.test_cpu_contract import _small
 graph = _small()
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))  # the stacks of 1024 threads need more

@@ -9,8 +9,8 @@ from hce_engine import _native, numerics
 from hce_engine.backends import reference
 from hce_engine.backends.cpu import CpuBackend
 from hce_engine.graph import Graph, Node
-from hce_engine.plan import build_plan
-from hce_engine.plan.weights import WINOGRAD_G
+from hce_engine.plan.cpu import build_plan
+from hce_engine.plan.winograd import WINOGRAD_G
 from tests.backends.graphs import GraphBuilder, pixels
 
 ISAS = _native.supported_isas()

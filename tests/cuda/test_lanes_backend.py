@@ -22,7 +22,7 @@ from hce_engine.capture import capture
 from hce_engine.errors import InputError, UnsupportedError
 from hce_engine.graph import Graph, merge, verify
 from hce_engine.graph.passes import lower
-from hce_engine.plan import build_plan
+from hce_engine.plan.cpu import build_plan
 from hce_engine.plan.cuda.ensemble_plan import CODES, LANES, paths
 from hce_engine.plan.cuda.lanes_lowering import LanesLowering, build_lanes_plan, lanes_runnable
 from hce_engine.preprocess import InputSpec

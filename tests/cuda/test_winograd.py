@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hce_engine.plan.cpu.weights import blocks_winograd
 from hce_engine.plan.cuda.winograd_weights import G, largest_part, pack_winograd
-from hce_engine.plan.weights import blocks_winograd
 
 SOURCE = Path(__file__).with_name("host_winograd.cpp")
 TILE = 32

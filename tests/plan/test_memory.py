@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from hce_engine.plan import Map, Step, memory
-from hce_engine.plan.weights import split_evenly
+from hce_engine.plan.cpu import Map, Step, memory
+from hce_engine.plan.split import split_evenly
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -5,7 +5,7 @@
 //       bit q of byte 16 + j holds the sign bit of weight 8 q + j
 //   s8  64 bytes
 //
-// hce_engine.plan.weights.pack writes it. `chunks` chunks are read, 64 bytes written for each.
+// hce_engine.plan.cpu.weights.pack writes it. `chunks` chunks are read, 64 bytes written for each.
 #pragma once
 #include <cstdint>
 #include <cstring>

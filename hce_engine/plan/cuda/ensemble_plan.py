@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ... import _cuda_native
 from ...errors import UnsupportedError
 from ...graph import Graph, verify
-from ..cpu import components
+from ..components import components
 from .arena import ARENA_LIMIT, MAX_BATCH, largest_bucket
 from .lanes_lowering import build_lanes_plan, lanes_runnable
 from .lanes_plan import LanesPlan, tiles_of

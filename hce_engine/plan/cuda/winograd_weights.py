@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..weights import WINOGRAD_G, split_evenly
+from ..split import split_evenly
+from ..winograd import WINOGRAD_G
 
 G = {
     2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]], np.float64),

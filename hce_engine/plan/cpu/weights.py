@@ -10,18 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..split import split_evenly
+from ..winograd import WINOGRAD_G
+
 CHUNK = 64  # weights per chunk of packed storage
-
-WINOGRAD_G = np.array(
-    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
-     [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]], np.float64,
-)  # fmt: skip
-
-
-def split_evenly(count: int, largest: int) -> list[int]:
-    """``count`` as a sum of as few as possible parts of at most ``largest``, as even as possible: 9 -> 5 + 4."""
-    parts = -(-count // largest)
-    return [(i + 1) * count // parts - i * count // parts for i in range(parts)]
 
 
 def blocks_u8(weight: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:

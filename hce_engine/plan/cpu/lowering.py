@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .. import _native, numerics
-from ..errors import UnsupportedError
-from ..graph import Graph, Node
+from ... import _native, numerics
+from ...errors import UnsupportedError
+from ...graph import Graph, Node
 from . import select, weights
 from .plan import Map, Step
 

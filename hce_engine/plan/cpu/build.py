@@ -1,4 +1,4 @@
-"""Graph -> Plan for the CPU: steps (lowering), halos, memory; and how members are grouped into plans."""
+"""Graph -> Plan for the CPU: steps (lowering), halos, memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..graph import Graph, verify
+from ...graph import Graph, verify
 from . import memory, select
 from .lowering import SCRATCH, Lowering
 from .plan import LINE_BYTES, Plan, Step
@@ -40,17 +40,3 @@ def build_plan(
     arena = memory.place(steps)
     assert arena % LINE_BYTES == 0
     return Plan(isa, tuple(m.name for m in graph.members), tuple(steps), arena)
-
-
-def components(graph: Graph) -> list[Graph]:
-    """The graph cut into groups of members that share nodes other than the image: one plan each, in member order."""
-    groups: list[tuple[set[str], list[str]]] = []
-    for member in graph.members:
-        nodes = {n.name for n in graph.only(member.name).nodes if n.op != "input"}
-        names = [member.name]
-        for other in [g for g in groups if g[0] & nodes]:
-            nodes |= other[0]
-            names += other[1]
-            groups.remove(other)
-        groups.append((nodes, names))
-    return [graph.only(*(m.name for m in graph.members if m.name in names)) for _, names in groups]
