@@ -30,6 +30,7 @@ from typing import Any
 
 from ..atomic import atomic_write
 from . import budgets
+from .interpreter import interpreter_fault
 
 TARGETS = (80, 90, 100)
 QUICK_TARGETS = (90,)
@@ -61,20 +62,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _interpreter_fault() -> str | None:
-    """Why kernels cannot be interpreted here, if they cannot."""
-    triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
-    if triton < (3, 7) and numpy >= (2, 4):
-        return f"the interpreter of triton {version('triton')} fails with numpy {version('numpy')}"
-    return None
-
-
 class _Worker:
     """One process of this program, which prints a line of JSON per case."""
 
     def __init__(self, kind: str, share: str, options: argparse.Namespace, messages: queue.Queue[Message]) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-        if kind == "run" and not _interpreter_fault():
+        if kind == "run" and not interpreter_fault():
             environment["TRITON_INTERPRET"] = "1"
         command = [sys.executable, "-m", __spec__.name, "--worker", kind, "--share", share,
                    *(f"--only={text}" for text in options.only), "--targets", ",".join(map(str, options.targets)), *(["--quick"] if options.quick else [])]
@@ -168,7 +161,7 @@ def _collect(options: argparse.Namespace) -> Iterator[Message]:
             yield cases[names[shown]]
             shown += 1
     faults = {worker.kind: fault for worker in workers if (fault := worker.end())}
-    if "run" in faults and (reason := _interpreter_fault()):
+    if "run" in faults and (reason := interpreter_fault()):
         faults["run"] += f" ({reason})"
     if faults and not names:
         raise SystemExit("\n".join(faults.values()))

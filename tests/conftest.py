@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from hce_engine.kernels.interpreter import interpreter_fault
+
 # Without a GPU, Triton kernels run in Triton's interpreter; it must be chosen before a kernel is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -25,3 +27,14 @@ def cifar10() -> Path:
     if not folder:
         pytest.skip("HCE_DATA does not name a folder with the CIFAR-10 binary files")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cuda_device() -> str:
+    """``cuda``, or ``cpu`` for Triton's interpreter, as CudaBackend takes it."""
+    if torch.cuda.is_available():
+        return "cuda"
+    fault = interpreter_fault()
+    if fault:
+        pytest.skip(fault)
+    return "cpu"

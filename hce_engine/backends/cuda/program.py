@@ -70,8 +70,8 @@ class Arena:
 class Program:
     """Launches of one plan.
 
-    images: static input, uint8 ``(N, H, W, C)`` or float32 ``(N, C, H, W)``; its own, or one that programs share.  logits: static outputs per member and for
-    ``ensemble``, float32 ``(N, classes)``.  launches: in order.  step_of: the step each of them belongs to.
+    images: static input, uint8 ``(N, H, W, C)`` or float32 ``(N, C, H, W)``; its own, or one that programs share.
+    logits: static outputs per member and for ``ensemble``, float32 ``(N, classes)``.  launches: in order.  step_of: the step each of them belongs to.
     """
 
     def __init__(

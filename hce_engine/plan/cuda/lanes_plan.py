@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .plan import Cost
+from .plan import Cost, row, total_cost
 
 TILE = 32
 LINE_BYTES = 4 * TILE
@@ -170,8 +170,7 @@ class LanesPlan:
 
     @property
     def cost(self) -> Cost:
-        costs = [s.cost for s in self.steps]
-        return Cost(*(sum(getattr(c, key) for c in costs) for key in ("read", "written", "macs", "walked")))
+        return total_cost(s.cost for s in self.steps)
 
     def __str__(self) -> str:
         cost = self.cost
@@ -183,9 +182,7 @@ class LanesPlan:
 
 def _row(step: LaneStep, batch: int) -> str:
     config = f"  [{step.config}]" if step.config is not None else ""
-    waste = f" ({step.cost.walked / step.cost.macs:.2f}x walked)" if step.cost.macs else ""
-    return (f"{'+'.join(step.nodes):32} {step.kernel:14} {step.cost.bytes / batch / 1000:8.2f} kB "
-            f"{step.cost.macs / batch / 1e6:8.3f} MMAC{waste}  {step.reason}{config}")
+    return row(step.nodes, step.kernel, step.cost, batch, step.reason, config)
 
 
 def place(steps: Sequence[LaneStep]) -> tuple[LaneSlot, ...]:

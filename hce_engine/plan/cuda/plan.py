@@ -6,7 +6,7 @@ later. Back ends obey.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +111,11 @@ class Cost:
         return self.read + self.written
 
 
+def total_cost(costs: Iterable[Cost]) -> Cost:
+    every = list(costs)
+    return Cost(*(sum(getattr(c, key) for c in every) for key in ("read", "written", "macs", "walked")))
+
+
 @dataclass(frozen=True)
 class Step:
     """One call of a launcher.
@@ -186,8 +191,7 @@ class Plan:
 
     @property
     def cost(self) -> Cost:
-        costs = [s.cost for s in self.steps]
-        return Cost(*(sum(getattr(c, key) for c in costs) for key in ("read", "written", "macs", "walked")))
+        return total_cost(s.cost for s in self.steps)
 
     def __str__(self) -> str:
         cost = self.cost
@@ -197,11 +201,16 @@ class Plan:
         return "\n".join([head, *(f"  {_row(s, self.batch)}" for s in self.steps)])
 
 
+def row(nodes: Iterable[str], kernel: str, cost: Cost, batch: int, reason: str, config: str) -> str:
+    """One line of a printed plan; bytes and multiply-accumulates per image."""
+    waste = f" ({cost.walked / cost.macs:.2f}x walked)" if cost.macs and cost.walked else ""
+    return (f"{'+'.join(nodes):32} {kernel:28} {cost.bytes / batch / 1000:8.2f} kB "
+            f"{cost.macs / batch / 1e6:8.3f} MMAC{waste}  {reason}{config}")
+
+
 def _row(step: Step, batch: int) -> str:
     config = f"  [{step.source} {short(step.config)}]" if step.config is not None else ""
-    waste = f" ({step.cost.walked / step.cost.macs:.2f}x walked)" if step.cost.macs and step.cost.walked else ""
-    return (f"{'+'.join(step.nodes):32} {step.kernel:28} {step.cost.bytes / batch / 1000:8.2f} kB "
-            f"{step.cost.macs / batch / 1e6:8.3f} MMAC{waste}  {step.reason}{config}")
+    return row(step.nodes, step.kernel, step.cost, batch, step.reason, config)
 
 
 _SHORT = {"block_m": "m", "block_n": "n", "block_k": "k", "block_c": "c", "weight_bits": "w"}
