@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +11,8 @@ import pytest
 
 from hce_engine.plan.cpu.weights import blocks_winograd
 from hce_engine.plan.cuda.winograd_weights import G, largest_part, pack_winograd
+
+from .sanitized import run_sanitized
 
 SOURCE = Path(__file__).with_name("host_winograd.cpp")
 TILE = 32
@@ -71,34 +70,16 @@ Run = Callable[[str, Case, Layer], "tuple[int, str, np.ndarray]"]
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """run(sanitizer, case, layer) -> exit status, what the program printed, y."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("g++ was not found")
     folder = tmp_path_factory.mktemp("host_winograd")
-    compiled: dict[str, subprocess.CompletedProcess[str]] = {}
 
     def start(sanitizer: str, case: Case, layer: Layer) -> tuple[int, str, np.ndarray]:
-        program = folder / sanitizer
-        if sanitizer not in compiled:
-            command = [compiler, "-x", "c++", "-std=c++17", "-O0", "-g1", "-DHCE_HOST", "-ffp-contract=off", "-Wall", "-Wextra",
-                       "-Werror", f"-fsanitize={sanitizer}", "-pthread", str(SOURCE), "-o", str(program)]
-            compiled[sanitizer] = subprocess.run(command, capture_output=True, text=True, check=False)
-        done = compiled[sanitizer]
-        if done.returncode and re.search(rf"cannot find.*lib{sanitizer[0]}san", done.stderr):
-            pytest.skip(f"the compiler has no library for -fsanitize={sanitizer}")
-        assert done.returncode == 0, done.stderr
         packed = pack_winograd(layer.weight, case.m, case.config()[2])
         header = np.array([case.tiles, case.h, case.w, case.inputs, case.outputs, SLACK, case.residual, *case.config(), packed.size, 0],
                           np.int32)
         limits = np.array([0, 1.5] if case.relu else [-np.inf, np.inf], np.float32)
         arrays = [header, limits, layer.x, packed, layer.bias, layer.y, *([layer.residual] if case.residual == 1 else [])]
         (folder / "in").write_bytes(b"".join(a.tobytes() for a in arrays))
-        # Without address space layout randomisation, which some kernels set wider than the thread sanitizer can bear.
-        plain = ["setarch", "-R"] if shutil.which("setarch") else []
-        command = [*plain, str(program), str(folder / "in"), str(folder / "out")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-        if plain and "failed to set personality" in done.stderr:
-            done = subprocess.run(command[2:], capture_output=True, text=True, check=False, timeout=300)
+        done = run_sanitized(SOURCE, sanitizer, folder, str(folder / "in"), str(folder / "out"))
         y = np.fromfile(folder / "out", np.float32) if done.returncode == 0 else layer.y
         return done.returncode, done.stdout + done.stderr, y.reshape(layer.y.shape)
 
