@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from hce_engine import artifact
-from hce_engine.cli.doctor_command import processor
+from hce_engine.machine import processor
 from hce_engine.engine import Engine
 from hce_engine.graph import Graph, TensorSpec
 from hce_engine.images import load_labelled
