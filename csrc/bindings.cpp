@@ -22,6 +22,16 @@ std::vector<T> ToVector(const Array<T>& a) {
   return std::vector<T>(a.data(), a.data() + a.size());
 }
 
+// The array's own memory, which the result keeps alive.
+template <class T>
+Shared<T> ToShared(const Array<T>& a) {
+  std::shared_ptr<py::object> owner(new py::object(a), [](py::object* object) {
+    py::gil_scoped_acquire lock;
+    delete object;
+  });
+  return {std::shared_ptr<const T>(std::move(owner), a.data()), static_cast<size_t>(a.size())};
+}
+
 using Ref = std::tuple<int64_t, int64_t, int64_t>;  // offset, row, pixel; bytes
 MapRef ToMap(const Ref& r) { return {std::get<0>(r), std::get<1>(r), std::get<2>(r)}; }
 MapRef ToMap(const std::optional<Ref>& r) { return r ? ToMap(*r) : MapRef{}; }
@@ -73,8 +83,12 @@ PoolKind ToPoolKind(const std::string& kind) {
   throw std::invalid_argument("pool kind: max_f32, max_u8, avg_f32 or avg_u8 expected, got " + kind);
 }
 
+using Lanes = std::array<int32_t, 5>;  // images, rows, columns, h, w
+LaneGrid ToGrid(const Lanes& g) { return {g[0], g[1], g[2], g[3], g[4]}; }
+
 // images: contiguous array whose dtype and size fit the program; outputs: one writable float32 [n, classes] per output.
-Job ToJob(const Program& program, const py::array& images, const std::vector<Array<float>>& outputs) {
+// first, size: the images of the batch that this job takes.
+Job ToJob(const Program& program, const py::array& images, const std::vector<Array<float>>& outputs, int64_t first, int64_t size) {
   if (images.ndim() < 1) throw std::invalid_argument("run: a batch of images expected");
   const int64_t count = images.shape(0);
   const char kind = program.float_images() ? 'f' : 'u';
@@ -82,7 +96,9 @@ Job ToJob(const Program& program, const py::array& images, const std::vector<Arr
       !(images.flags() & py::array::c_style) || images.nbytes() != count * program.image_bytes())
     throw std::invalid_argument("run: images whose dtype, layout and size fit the program expected");
   if (outputs.size() != program.outputs().size()) throw std::invalid_argument("run: one array per output expected");
-  Job job{&program, {}};
+  if (first < 0 || size < 0 || first > count - size) throw std::invalid_argument("run: images of the batch expected");
+  if (program.images() < 1) throw std::invalid_argument("run: a program with steps expected");
+  Job job{&program, {}, first, size};
   for (size_t k = 0; k < outputs.size(); ++k) {
     const auto& out = outputs[k];
     if (out.ndim() != 2 || out.shape(0) != count || out.shape(1) != program.outputs()[k] || !out.writeable())
@@ -91,6 +107,9 @@ Job ToJob(const Program& program, const py::array& images, const std::vector<Arr
   }
   return job;
 }
+
+// program, outputs, first image, images
+using JobTuple = std::tuple<const Program*, std::vector<Array<float>>, int64_t, int64_t>;
 
 void CheckSameKernels(const Executor& executor, const Program& program) {
   if (&executor.kernels() != &program.kernels())
@@ -145,7 +164,7 @@ PYBIND11_MODULE(_C, m) {
               const std::optional<std::tuple<Ref, std::array<int32_t, 5>>>& recoded,
               const std::optional<Array<float>>& offset,
               const std::optional<std::tuple<std::array<int32_t, 4>, bool, Ref>>& amx) {
-             ConvU8Spec s{ToShape(shape), amx ? std::vector<ConvBlock>{} : ToBlocks(blocks), ToStorage(storage), ToVector(packed), ToVector(bias),
+             ConvU8Spec s{ToShape(shape), amx ? std::vector<ConvBlock>{} : ToBlocks(blocks), ToStorage(storage), ToShared(packed), ToVector(bias),
                           ToVector(multiplier), pair_sums, fits_int32, ToMap(x), ToMap(y), ToRange(range), {}, {}, {}, {}};
              if (residual)
                s.residual = ResidualU8{ToMap(std::get<0>(*residual)), std::get<1>(*residual), std::get<2>(*residual)};
@@ -164,27 +183,36 @@ PYBIND11_MODULE(_C, m) {
            [](Program& p, const std::array<int32_t, 14>& shape, const Array<int64_t>& blocks, const Array<float>& weight,
               const Array<float>& bias, const Ref& x, const Ref& y, const std::optional<Ref>& residual, float low,
               float high, const std::optional<Ref>& scratch) {
-             AddConvF32(p, {ToShape(shape), ToBlocks(blocks), ToVector(weight), ToVector(bias), ToMap(x), ToMap(y),
+             AddConvF32(p, {ToShape(shape), ToBlocks(blocks), ToShared(weight), ToVector(bias), ToMap(x), ToMap(y),
                             ToMap(residual), low, high, ToMap(scratch)});
            },
            py::kw_only(), py::arg("shape"), py::arg("blocks").noconvert(), py::arg("weight").noconvert(),
            py::arg("bias").noconvert(), py::arg("x"), py::arg("y"), py::arg("residual"), py::arg("low"),
            py::arg("high"), py::arg("scratch"))
-      .def("load_codes", [](Program& p, const Ref& y) { AddLoadCodes(p, ToMap(y)); }, py::arg("y"))
+      .def("stage", &Program::AddStage, py::arg("images"))
+      .def("load_codes", [](Program& p, const Ref& y, const Lanes& lanes) { AddLoadCodes(p, ToMap(y), ToGrid(lanes)); },
+           py::arg("y"), py::arg("lanes"))
       .def("load_normalized",
-           [](Program& p, const Ref& y, const Array<float>& scale, const Array<float>& offset) {
-             AddLoadNormalized(p, ToMap(y), ToVector(scale), ToVector(offset));
+           [](Program& p, const Ref& y, const Lanes& lanes, const Array<float>& scale, const Array<float>& offset) {
+             AddLoadNormalized(p, ToMap(y), ToGrid(lanes), ToVector(scale), ToVector(offset));
            },
-           py::arg("y"), py::arg("scale").noconvert(), py::arg("offset").noconvert())
+           py::arg("y"), py::arg("lanes"), py::arg("scale").noconvert(), py::arg("offset").noconvert())
       .def("load_quantized",
-           [](Program& p, const Ref& y, float low, float multiplier) { AddLoadQuantized(p, ToMap(y), low, multiplier); },
-           py::arg("y"), py::arg("low"), py::arg("multiplier"))
-      .def("halo",
-           [](Program& p, const Ref& y, const Size3& extent, const std::array<int32_t, 4>& width,
-              const Array<uint32_t>& pattern) {
-             AddHalo(p, {ToMap(y), ToExtent(extent), width[0], width[1], width[2], width[3], ToVector(pattern)});
+           [](Program& p, const Ref& y, const Lanes& lanes, float low, float multiplier) {
+             AddLoadQuantized(p, ToMap(y), ToGrid(lanes), low, multiplier);
            },
-           py::arg("y"), py::arg("extent"), py::arg("width"), py::arg("pattern").noconvert())
+           py::arg("y"), py::arg("lanes"), py::arg("low"), py::arg("multiplier"))
+      .def("halo",
+           [](Program& p, const Ref& y, const Lanes& lanes, const std::array<int32_t, 2>& size,
+              const std::array<int32_t, 4>& width, const Array<uint32_t>& pattern) {
+             AddHalo(p, {ToMap(y), ToGrid(lanes), size[0], size[1], width[0], width[1], width[2], width[3], ToVector(pattern)});
+           },
+           py::arg("y"), py::arg("lanes"), py::arg("size"), py::arg("width"), py::arg("pattern").noconvert())
+      .def("regroup",
+           [](Program& p, const Ref& x, const Ref& y, const Lanes& from, const Lanes& to, const Size3& extent) {
+             AddRegroup(p, {ToMap(x), ToMap(y), ToGrid(from), ToGrid(to), extent[0], extent[1], extent[2]});
+           },
+           py::kw_only(), py::arg("x"), py::arg("y"), py::arg("lanes"), py::arg("to"), py::arg("extent"))
       .def("fill",
            [](Program& p, const Ref& y, const Size3& extent, uint32_t word) {
              AddFill(p, ToMap(y), ToExtent(extent), word);
@@ -192,15 +220,15 @@ PYBIND11_MODULE(_C, m) {
            py::arg("y"), py::arg("extent"), py::arg("word"))
       .def("pool",
            [](Program& p, const std::string& kind, const Ref& x, const Ref& y, const std::array<int32_t, 2>& in,
-              const Size3& out, const std::array<int32_t, 6>& window, bool count_include_pad, int32_t zero_point_in,
-              float multiplier, const Size3& range) {
+              const Size3& out, const std::array<int32_t, 6>& window, bool halo, bool count_include_pad,
+              int32_t zero_point_in, float multiplier, const Size3& range) {
              AddPool(p, ToPoolKind(kind),
                      {{}, {}, in[0], in[1], ToExtent(out), window[0], window[1], window[2], window[3], window[4],
                       window[5], count_include_pad, zero_point_in, multiplier, ToRange(range)},
-                     ToMap(x), ToMap(y));
+                     ToMap(x), ToMap(y), halo);
            },
            py::kw_only(), py::arg("kind"), py::arg("x"), py::arg("y"), py::arg("input"), py::arg("output"),
-           py::arg("window"), py::arg("count_include_pad"), py::arg("zero_point_in"), py::arg("multiplier"),
+           py::arg("window"), py::arg("halo"), py::arg("count_include_pad"), py::arg("zero_point_in"), py::arg("multiplier"),
            py::arg("range"))
       .def("add_f32",
            [](Program& p, const Ref& a, const std::optional<Ref>& b, const Ref& y, const Size3& extent, float scale,
@@ -253,28 +281,26 @@ PYBIND11_MODULE(_C, m) {
            py::arg("isa"), py::arg("threads"))
       .def_property_readonly("threads", &Executor::threads)
       .def("run",
-           [](Executor& e, const std::vector<std::pair<const Program*, std::vector<Array<float>>>>& jobs,
-              const py::array& images, bool poison) {
+           [](Executor& e, const std::vector<JobTuple>& jobs, const py::array& images, bool poison) {
              std::vector<Job> list;
-             for (const auto& [program, outputs] : jobs) {
+             for (const auto& [program, outputs, first, count] : jobs) {
                CheckSameKernels(e, *program);
-               list.push_back(ToJob(*program, images, outputs));
+               list.push_back(ToJob(*program, images, outputs, first, count));
              }
              if (list.empty()) return;
              const uint8_t* data = static_cast<const uint8_t*>(images.data());
-             const int64_t count = images.shape(0);
              py::gil_scoped_release release;
-             e.Run(list, data, count, poison);
+             e.Run(list, data, poison);
            },
            py::arg("jobs"), py::arg("images"), py::arg("poison") = false)
       .def("profile",
-           [](Executor& e, const Program& program, const py::array& images, const std::vector<Array<float>>& outputs) {
-             CheckSameKernels(e, program);
-             const Job job = ToJob(program, images, outputs);
+           [](Executor& e, const JobTuple& job, const py::array& images) {
+             const auto& [program, outputs, first, count] = job;
+             CheckSameKernels(e, *program);
+             const Job checked = ToJob(*program, images, outputs, first, count);
              const uint8_t* data = static_cast<const uint8_t*>(images.data());
-             const int64_t count = images.shape(0);
              py::gil_scoped_release release;
-             return e.Profile(job, data, count);
+             return e.Profile(checked, data);
            },
-           py::arg("program"), py::arg("images"), py::arg("outputs"));
+           py::arg("job"), py::arg("images"));
 }

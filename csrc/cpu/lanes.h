@@ -1,17 +1,26 @@
-// The images-in-lanes layout: sixteen images go through the network together, one per SIMD lane.
+// The layout of maps: sixteen lanes go through the network together, one per place of a SIMD register.
 //
-//   codes    [row][pixel][unit][16 images][4 channels] uint8; a unit is 4 channels; channels are padded up to a unit
-//   float32  [row][pixel][channel][16 images]
+//   codes    [row][pixel][unit][16 lanes][4 channels] uint8; a unit is 4 channels; channels are padded up to a unit
+//   float32  [row][pixel][channel][16 lanes]
 //
 // so one (pixel, unit) and one (pixel, channel) are both 64 bytes: one cache line, one AVX-512 register. A channel count
-// of 9 costs 9 in float32 and 12 in codes, never 16. Around the pixels lies a halo that holds the padding value.
+// of 9 costs 9 in float32 and 12 in codes, never 16. A lane is an image, or where a tile has fewer than 16 images, one of
+// several blocks of an image (LaneGrid). Around the pixels lies a halo that holds the neighbouring lanes' borders, and the
+// padding value at the borders of the image. So a kernel computes the same whatever a lane is.
 #pragma once
 #include <cstdint>
 
 namespace hce {
 
-constexpr int kTile = 16;         // images per tile
+constexpr int kTile = 16;         // lanes, and the most images of a tile
 constexpr int64_t kLineBytes = 64;  // bytes of one unit of codes, or of one channel of float32
+
+// How the images of a tile lie in lanes: each map is cut into rows x columns blocks of h x w pixels, and lane
+// (image * rows + i) * columns + j holds the block whose first pixel is (i * h, j * w). The last blocks may reach beyond the
+// map; what lies there is computed and never used. Lanes beyond images * rows * columns are idle.
+struct LaneGrid {
+  int32_t images, rows, columns, h, w;
+};
 
 // Weights of one block of output channels, contiguous at `weight` elements from the start of the layer's weights.
 //   float32: [kernel_h][kernel_w][line][count], a line is one input channel

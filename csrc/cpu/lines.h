@@ -10,8 +10,7 @@ struct Extent {
   int32_t lines;  // units of codes or channels of float32
 };
 
-// A tile of up to 16 images, image n at data + n * image_bytes. Lanes beyond `count` read as zero.
-// uint8 images are [H][W][C], float32 images are [C][H][W]; both dense.
+// Up to 16 images, image n at data + n * image_bytes. uint8 images are [H][W][C], float32 images are [C][H][W]; both dense.
 struct ImageTile {
   const uint8_t* data;
   int64_t image_bytes;
@@ -19,14 +18,17 @@ struct ImageTile {
   int32_t h, w, c;
 };
 
+// Images to lanes. Lanes without an image, and the pixels of a lane that lie outside its image, become zero.
 // Pixels to codes, channel by channel; channels beyond C of the last unit are zero.
 struct LoadCodesArgs {
   ImageTile images;
+  LaneGrid grid;
   View y;
 };
 // y = f32(x) * scale[c] + offset[c], two roundings; from uint8 or float32 images.
 struct LoadNormalizedArgs {
   ImageTile images;
+  LaneGrid grid;
   bool from_float;
   const float* scale;
   const float* offset;
@@ -35,15 +37,34 @@ struct LoadNormalizedArgs {
 // code = rne(clamp((x - low) * multiplier, 0, 255)), NaN -> 0.
 struct LoadQuantizedArgs {
   ImageTile images;
+  LaneGrid grid;
   float low, multiplier;
   View y;
 };
-// pattern: one 4-byte value per line, repeated over the 16 images.
+// What surrounds the pixels of a map, span by span. In each line of a span's pixels, lane n becomes lane lanes[n] of the same
+// line of the pixels `from` bytes into the map, which are the neighbour's border; or the line's padding value where
+// lanes[n] < 0, at the border of an image.
+struct HaloSpan {
+  int64_t to, from;      // first pixel, bytes from `origin`
+  const int32_t* lanes;  // 16; nullptr: padding in every lane, `from` is not read
+  int32_t pixels;
+};
 struct HaloArgs {
-  View y;  // pixel (0, 0) inside the halo
-  Extent extent;
-  int32_t top, left, bottom, right;
-  const uint32_t* pattern;
+  uint8_t* origin;
+  int32_t lines;             // per pixel; pixels of a span are adjacent
+  const uint32_t* pattern;   // padding value of each line
+  const HaloSpan* spans;
+  int64_t span_count;
+};
+// Lines of a map in another arrangement of lanes. The word of row r, column c and image n moves
+//   from x + from_row[r] + from_column[c] + n * from_image   to y + to_row[r] + to_column[c] + n * to_image
+// for each line; offsets in bytes count the lane.
+struct RegroupArgs {
+  const uint8_t* x;
+  uint8_t* y;
+  const int64_t *from_row, *from_column, *to_row, *to_column;
+  int64_t from_image, to_image;
+  int32_t h, w, images, lines;
 };
 struct PoolArgs {
   ConstView x;

@@ -33,37 +33,66 @@ int Program::AddOutput(int classes) {
   return static_cast<int>(outputs_.size()) - 1;
 }
 
-void Program::Run(Tile& tile, int64_t* nanoseconds) const {
-  if (!nanoseconds) {
-    for (const auto& step : steps_) step->Run(tile);
-    return;
+void Program::AddStage(int images) {
+  if (images < 1 || images > kTile || (!stages_.empty() && images % stages_.back().images))
+    throw std::invalid_argument("program: stages of 1 to 16 images, each a multiple of the last, expected");
+  stages_.push_back({images, steps_.size(), steps_.size()});
+}
+
+void Program::Add(std::unique_ptr<Step> step) {
+  if (stages_.empty()) throw std::invalid_argument("program: a stage before its first step expected");
+  steps_.push_back(std::move(step));
+  stages_.back().end = steps_.size();
+}
+
+void Program::RunStage(size_t stage, Tile& tile, const uint8_t* images, int first, int end, int count,
+                       int64_t* nanoseconds) const {
+  const Stage& s = stages_[stage];
+  for (; first < end; first += s.images) {
+    const int last = first + s.images < end ? first + s.images : end;
+    if (stage > 0) RunStage(stage - 1, tile, images, first, last, count, nanoseconds);
+    tile.images.data = images + first * image_bytes();
+    tile.images.count = last - first;
+    tile.offset = first;
+    tile.left = count - first;
+    for (size_t i = s.begin; i < s.end; ++i) {
+      if (!nanoseconds) {
+        steps_[i]->Run(tile);
+        continue;
+      }
+      const auto start = std::chrono::steady_clock::now();
+      steps_[i]->Run(tile);
+      nanoseconds[i] +=
+          std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+    }
   }
-  for (size_t i = 0; i < steps_.size(); ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    steps_[i]->Run(tile);
-    nanoseconds[i] +=
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
-  }
+}
+
+void Program::Run(Tile& tile, const uint8_t* images, int count, int64_t* nanoseconds) const {
+  if (!stages_.empty()) RunStage(stages_.size() - 1, tile, images, 0, count, count, nanoseconds);
 }
 
 Executor::Executor(const KernelTable* kernels, int threads) : kernels_(kernels), pool_(threads), arenas_(threads) {}
 
-void Executor::RunTile(const Job& job, const uint8_t* images, int64_t first, int64_t count, int worker, bool poison,
+void Executor::RunTile(const Job& job, const uint8_t* images, int64_t tile_index, int worker, bool poison,
                        int64_t* nanoseconds) {
   const Program& program = *job.program;
   uint8_t* arena = arenas_[worker].data();
   if (poison) std::memset(arena, 0xff, arenas_[worker].bytes());
+  const int64_t first = tile_index * program.images(), left = job.count - first;
+  const int count = static_cast<int>(left < program.images() ? left : program.images());
   Tile tile;
   tile.kernels = kernels_;
   tile.arena = arena;
   tile.weights = reinterpret_cast<int8_t*>(arena + program.arena_bytes());
   tile.images = program.image();
-  tile.images.data = images + first * program.image_bytes();
-  tile.images.count = static_cast<int32_t>(count < kTile ? count : kTile);
+  tile.first = job.first + first;
+  tile.logits = job.logits.data();
+  images += tile.first * program.image_bytes();
   for (int n = 0; n < kTile; ++n) {
     tile.non_finite[n] = false;
-    if (program.float_images() && n < tile.images.count) {
-      const uint8_t* image = tile.images.data + n * program.image_bytes();
+    if (program.float_images() && n < count) {
+      const uint8_t* image = images + n * program.image_bytes();
       // x - x is 0 for finite x and NaN otherwise; a sum keeps the NaN and needs no branch. Images may lie at any address.
       float sum = 0.0f;
       for (int64_t k = 0; k < program.image_bytes(); k += 4) {
@@ -74,9 +103,7 @@ void Executor::RunTile(const Job& job, const uint8_t* images, int64_t first, int
       tile.non_finite[n] = sum != 0.0f;
     }
   }
-  tile.first = first;
-  tile.logits = job.logits.data();
-  program.Run(tile, nanoseconds);
+  program.Run(tile, images, count, nanoseconds);
 }
 
 void Executor::Reserve(AlignedBuffer& arena, const Program& program) {
@@ -84,25 +111,33 @@ void Executor::Reserve(AlignedBuffer& arena, const Program& program) {
   if (static_cast<int64_t>(arena.bytes()) < bytes) arena = AlignedBuffer(bytes);
 }
 
-void Executor::Run(const std::vector<Job>& jobs, const uint8_t* images, int64_t count, bool poison) {
+namespace {
+
+int64_t Tiles(const Job& job) { return (job.count + job.program->images() - 1) / job.program->images(); }
+
+}  // namespace
+
+void Executor::Run(const std::vector<Job>& jobs, const uint8_t* images, bool poison) {
   pool_.CheckProcess();
   std::lock_guard<std::mutex> lock(mutex_);
-  for (AlignedBuffer& arena : arenas_)
-    for (const Job& job : jobs) Reserve(arena, *job.program);
-  const int64_t tiles = (count + kTile - 1) / kTile;
-  pool_.Run(tiles * static_cast<int64_t>(jobs.size()), [&](int64_t task, int worker) {
-    const int64_t first = task % tiles * kTile;
-    RunTile(jobs[task / tiles], images, first, count - first, worker, poison, nullptr);
+  int64_t tasks = 0;
+  for (const Job& job : jobs) {
+    for (AlignedBuffer& arena : arenas_) Reserve(arena, *job.program);
+    tasks += Tiles(job);
+  }
+  pool_.Run(tasks, [&](int64_t task, int worker) {
+    const Job* job = jobs.data();
+    for (; task >= Tiles(*job); ++job) task -= Tiles(*job);
+    RunTile(*job, images, task, worker, poison, nullptr);
   });
 }
 
-std::vector<int64_t> Executor::Profile(const Job& job, const uint8_t* images, int64_t count) {
+std::vector<int64_t> Executor::Profile(const Job& job, const uint8_t* images) {
   pool_.CheckProcess();
   std::vector<int64_t> nanoseconds(job.program->steps(), 0);
   std::lock_guard<std::mutex> lock(mutex_);
   Reserve(arenas_[0], *job.program);
-  for (int64_t first = 0; first < count; first += kTile)
-    RunTile(job, images, first, count - first, 0, false, nanoseconds.data());
+  for (int64_t tile = 0; tile < Tiles(job); ++tile) RunTile(job, images, tile, 0, false, nanoseconds.data());
   return nanoseconds;
 }
 

@@ -1,6 +1,8 @@
-// A program: the steps that take one tile of 16 images through a whole network, depth-first, in one arena.
+// A program: the steps that take one tile of up to 16 images through a whole network, depth-first, in one arena.
 //
-// The plan (hce_engine/plan) decides everything; a program only holds packed weights and addresses and checks that no
+// Steps come in stages. A stage takes some of the tile's images at a time, a group, through its steps; the next stage takes
+// several groups at once, joined by a step of the former. So large maps can stay in the cache while many images share large
+// weights. The plan (hce_engine/plan) decides everything; a program only holds packed weights and addresses and checks that no
 // step can touch a byte outside its arena. Programs are immutable once built and shared by all worker threads; what a
 // thread writes is its own arena.
 #pragma once
@@ -28,10 +30,12 @@ struct Tile {  // what a step sees while it runs
   const KernelTable* kernels;
   uint8_t* arena;
   int8_t* weights;  // room for the unpacked weights of the largest quantized layer
-  ImageTile images;
+  ImageTile images;            // of the group
+  int32_t offset;              // index of the group's first image in the tile
+  int32_t left;                // images of the tile from there on, this group's and later ones
   int64_t first;               // index of the tile's first image in the batch
   float* const* logits;        // of the whole batch, one per member output
-  bool non_finite[kTile];      // images that hold NaN or Inf: their logits become NaN
+  bool non_finite[kTile];      // images of the tile that hold NaN or Inf: their logits become NaN
 };
 
 class Step {
@@ -45,7 +49,9 @@ class Program {
   // kernels: the instruction set that the blocks of its convolutions were cut for.
   Program(const KernelTable* kernels, int64_t arena_bytes, int64_t image_h, int64_t image_w, int64_t image_c, bool float_images);
 
-  void Add(std::unique_ptr<Step> step) { steps_.push_back(std::move(step)); }
+  // The steps added from here on take `images` images at a time, a multiple of what the last stage takes.
+  void AddStage(int images);
+  void Add(std::unique_ptr<Step> step);
   // Throws std::invalid_argument unless pixels [row0, row1) x [column0, column1) of `lines` lines lie in the arena.
   void Check(const char* what, const MapRef& map, int64_t row0, int64_t row1, int64_t column0, int64_t column1,
              int64_t lines) const;
@@ -53,6 +59,8 @@ class Program {
   // Registers a member output of `classes` logits; returns its index.
   int AddOutput(int classes);
 
+  int stage_images() const { return stages_.empty() ? 0 : stages_.back().images; }
+  int images() const { return stage_images(); }  // of a tile
   int64_t arena_bytes() const { return arena_bytes_; }
   int64_t weight_bytes() const { return weight_bytes_; }  // and readable lines behind the last map, for tiles
   int64_t image_bytes() const { return image_.image_bytes; }
@@ -62,11 +70,20 @@ class Program {
   const KernelTable& kernels() const { return *kernels_; }
   bool float_images() const { return float_images_; }
 
-  // Runs one tile. nanoseconds, if given, has one entry per step and is added to.
-  void Run(Tile& tile, int64_t* nanoseconds) const;
+  // Runs one tile of `count` images, the first at `images`. nanoseconds, if given, has one entry per step and is added to.
+  void Run(Tile& tile, const uint8_t* images, int count, int64_t* nanoseconds) const;
 
  private:
+  struct Stage {
+    int images;
+    size_t begin, end;  // steps
+  };
+
+  // What the first stage.. `stage` do with the images [first, end) of the tile.
+  void RunStage(size_t stage, Tile& tile, const uint8_t* images, int first, int end, int count, int64_t* nanoseconds) const;
+
   const KernelTable* kernels_;
+  std::vector<Stage> stages_;
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<int> outputs_;
   int64_t arena_bytes_, weight_bytes_ = kTile * kLineBytes;
@@ -74,10 +91,12 @@ class Program {
   bool float_images_;
 };
 
-// One program of a run and where its logits go: logits[k] is [images][outputs()[k]] float32, dense.
+// Images [first, first + count) of a batch for one program, in tiles of program->images(), and where its logits go: logits[k]
+// is [images of the batch][outputs()[k]] float32, dense.
 struct Job {
   const Program* program;
   std::vector<float*> logits;
+  int64_t first, count;
 };
 
 // Threads and the memory they work in.
@@ -85,17 +104,17 @@ class Executor {
  public:
   Executor(const KernelTable* kernels, int threads);
 
-  // All tiles of all jobs as one list of tasks. `poison` fills every arena with NaN bytes first (tests).
-  void Run(const std::vector<Job>& jobs, const uint8_t* images, int64_t count, bool poison);
+  // All tiles of all jobs as one list of tasks. `images`: of the whole batch. `poison` fills every arena with NaN bytes first
+  // (tests).
+  void Run(const std::vector<Job>& jobs, const uint8_t* images, bool poison);
   // One job on the calling thread; returns nanoseconds per step.
-  std::vector<int64_t> Profile(const Job& job, const uint8_t* images, int64_t count);
+  std::vector<int64_t> Profile(const Job& job, const uint8_t* images);
 
   int threads() const { return pool_.threads(); }
   const KernelTable& kernels() const { return *kernels_; }
 
  private:
-  void RunTile(const Job& job, const uint8_t* images, int64_t first, int64_t count, int worker, bool poison,
-               int64_t* nanoseconds);
+  void RunTile(const Job& job, const uint8_t* images, int64_t tile, int worker, bool poison, int64_t* nanoseconds);
 
   void Reserve(AlignedBuffer& arena, const Program& program);
 

@@ -1,39 +1,13 @@
 #include "steps.h"
 
+#include "add_step.h"
+
 #include <limits>
 #include <stdexcept>
 #include <string>
 
 namespace hce {
 namespace {
-
-View At(const Tile& tile, const MapRef& map) {
-  if (!map.present()) return {nullptr, 0, 0};
-  return {tile.arena + map.offset, map.row, map.pixel};
-}
-ConstView ReadAt(const Tile& tile, const MapRef& map) {
-  const View v = At(tile, map);
-  return {v.data, v.row, v.pixel};
-}
-
-void Require(bool holds, const char* what) {
-  if (!holds) throw std::invalid_argument(what);
-}
-
-template <class F>
-class LambdaStep : public Step {
- public:
-  explicit LambdaStep(F run) : run_(std::move(run)) {}
-  void Run(Tile& tile) const override { run_(tile); }
-
- private:
-  F run_;
-};
-
-template <class F>
-void AddStep(Program& program, F run) {
-  program.Add(std::make_unique<LambdaStep<F>>(std::move(run)));
-}
 
 void CheckConvMaps(const Program& program, const ConvShape& s, int out_lines, const MapRef& x, const MapRef& y) {
   Require(s.out_h > 0 && s.out_w > 0 && s.kernel_h > 0 && s.kernel_w > 0 && s.stride_h > 0 && s.stride_w > 0 &&
@@ -72,8 +46,8 @@ int64_t ChunkBytes(WeightStorage storage) {
 }
 
 const int8_t* Unpack(const ConvU8Spec& spec, const Tile& tile, int64_t chunks) {
-  if (spec.storage == WeightStorage::kS8) return reinterpret_cast<const int8_t*>(spec.packed.data());
-  (spec.storage == WeightStorage::kS4 ? tile.kernels->unpack_s4 : tile.kernels->unpack_s3)(spec.packed.data(),
+  if (spec.storage == WeightStorage::kS8) return reinterpret_cast<const int8_t*>(spec.packed.get());
+  (spec.storage == WeightStorage::kS4 ? tile.kernels->unpack_s4 : tile.kernels->unpack_s3)(spec.packed.get(),
                                                                                           tile.weights, chunks);
   return tile.weights;
 }
@@ -106,7 +80,7 @@ ConvU8Args RunArgs(const ConvU8Spec& spec, const Tile& tile, const int8_t* weigh
 }
 
 ConvF32Args RunArgs(const ConvF32Spec& spec, const Tile& tile) {
-  return {Geometry(spec.shape, spec.blocks), FirstTap(tile, spec.x, spec.shape), spec.weight.data(), spec.bias.data(),
+  return {Geometry(spec.shape, spec.blocks), FirstTap(tile, spec.x, spec.shape), spec.weight.get(), spec.bias.data(),
           At(tile, spec.y), ReadAt(tile, spec.residual), spec.low, spec.high};
 }
 
@@ -151,8 +125,8 @@ void AddAmxStep(Program& program, ConvU8Spec spec, int64_t chunks) {
 
 void AddConvU8(Program& program, ConvU8Spec spec) {
   const int64_t chunk = ChunkBytes(spec.storage);
-  Require(spec.packed.size() % chunk == 0, "quantized convolution: whole chunks of 64 weights expected");
-  const int64_t chunks = spec.packed.size() / chunk;
+  Require(spec.packed.size % chunk == 0, "quantized convolution: whole chunks of 64 weights expected");
+  const int64_t chunks = spec.packed.size / chunk;
   const bool logits = !spec.offset.empty();
   const int64_t lines = logits ? spec.shape.out_channels : spec.shape.out_channels / 4;
   const size_t channels = spec.shape.out_channels;
@@ -191,7 +165,7 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
   if (!spec.scratch.present()) {
     for (const ConvBlock& b : spec.blocks)
       Require(b.count <= program.kernels().channels_f32, "convolution: a block wider than this instruction set's kernel");
-    CheckBlocks(s, spec.blocks, spec.weight.size(), 1);
+    CheckBlocks(s, spec.blocks, spec.weight.size, 1);
     AddStep(program, [spec = std::move(spec)](Tile& tile) {
       tile.kernels->conv_f32(RunArgs(spec, tile));
     });
@@ -200,7 +174,7 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
   Require(s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
               s.dilation_w == 1,
           "winograd: a 3x3 kernel of stride 1 expected");
-  Require(spec.weight.size() == size_t{36} * s.in_lines * s.out_channels, "winograd: 36 C OC weights expected");
+  Require(spec.weight.size == size_t{36} * s.in_lines * s.out_channels, "winograd: 36 C OC weights expected");
   const int64_t rows = (int64_t{s.out_h} + 3) / 4 * 4 + 2, columns = (int64_t{s.out_w} + 3) / 4 * 4 + 2;
   program.Check("winograd input", spec.x, -s.pad_h, rows - s.pad_h, -s.pad_w, columns - s.pad_w, s.in_lines);
   program.Check("winograd scratch", spec.scratch, 0, 1, 0, 1,
@@ -217,53 +191,27 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
   });
 }
 
-void AddLoadCodes(Program& program, MapRef y) {
-  const ImageTile& image = program.image();
-  Require(!program.float_images(), "load codes: uint8 images expected");
-  program.Check("image", y, 0, image.h, 0, image.w, (image.c + 3) / 4);
-  AddStep(program, [y](Tile& tile) { tile.kernels->load_codes({tile.images, At(tile, y)}); });
-}
-
-void AddLoadNormalized(Program& program, MapRef y, std::vector<float> scale, std::vector<float> offset) {
-  const ImageTile& image = program.image();
-  program.Check("image", y, 0, image.h, 0, image.w, image.c);
-  const size_t channels = image.c;
-  Require(scale.size() == channels && offset.size() == channels, "normalize: one scale and offset per channel expected");
-  const bool from_float = program.float_images();
-  AddStep(program, [y, from_float, scale = std::move(scale), offset = std::move(offset)](Tile& tile) {
-    tile.kernels->load_normalized({tile.images, from_float, scale.data(), offset.data(), At(tile, y)});
-  });
-}
-
-void AddLoadQuantized(Program& program, MapRef y, float low, float multiplier) {
-  const ImageTile& image = program.image();
-  Require(program.float_images(), "quantize input: float32 images expected");
-  program.Check("image", y, 0, image.h, 0, image.w, (image.c + 3) / 4);
-  AddStep(program, [=](Tile& tile) { tile.kernels->load_quantized({tile.images, low, multiplier, At(tile, y)}); });
-}
-
-void AddHalo(Program& program, HaloSpec spec) {
-  const Extent& e = spec.extent;
-  Require(spec.top >= 0 && spec.left >= 0 && spec.bottom >= 0 && spec.right >= 0, "halo: widths of at least 0 expected");
-  Require(static_cast<int64_t>(spec.pattern.size()) * kLineBytes == spec.y.pixel, "halo: one word per line expected");
-  program.Check("halo", spec.y, -spec.top, int64_t{e.h} + spec.bottom, -spec.left, int64_t{e.w} + spec.right,
-                static_cast<int64_t>(spec.pattern.size()));
-  AddStep(program, [spec = std::move(spec)](Tile& tile) {
-    tile.kernels->halo({At(tile, spec.y), spec.extent, spec.top, spec.left, spec.bottom, spec.right,
-                        spec.pattern.data()});
-  });
-}
-
 void AddFill(Program& program, MapRef y, Extent extent, uint32_t word) {
   program.Check("fill", y, 0, extent.h, 0, extent.w, extent.lines);
   AddStep(program, [=](Tile& tile) { tile.kernels->fill({At(tile, y), extent, word}); });
 }
 
-void AddPool(Program& program, PoolKind kind, PoolArgs args, MapRef x, MapRef y) {
+void AddPool(Program& program, PoolKind kind, PoolArgs args, MapRef x, MapRef y, bool halo) {
   Require(args.kernel_h > 0 && args.kernel_w > 0 && args.stride_h > 0 && args.stride_w > 0 &&
               args.pad_h >= 0 && args.pad_w >= 0 && args.pad_h <= args.kernel_h / 2 && args.pad_w <= args.kernel_w / 2 &&
               int64_t{args.kernel_h} * args.kernel_w <= std::numeric_limits<int32_t>::max(),
           "pool: a window with at most half of it padding expected");
+  int32_t top = 0, left = 0;
+  if (halo) {  // a larger map, which begins in the halo and has no padding
+    std::swap(top, args.pad_h);
+    std::swap(left, args.pad_w);
+    const int64_t rows = int64_t{args.out.h - 1} * args.stride_h + args.kernel_h;
+    const int64_t columns = int64_t{args.out.w - 1} * args.stride_w + args.kernel_w;
+    program.Check("pool halo", x, -top, rows - top, -left, columns - left, args.out.lines);
+    args.in_h = static_cast<int32_t>(rows);
+    args.in_w = static_cast<int32_t>(columns);
+    x.offset -= top * x.row + left * x.pixel;
+  }
   Require(int64_t{args.out.h - 1} * args.stride_h - args.pad_h < args.in_h &&
               int64_t{args.out.w - 1} * args.stride_w - args.pad_w < args.in_w,
           "pool: windows that touch the map expected");
@@ -346,10 +294,10 @@ void AddStoreLogits(Program& program, MapRef x, int output) {
   const int classes = program.outputs()[output];
   program.Check("logits", x, 0, 1, 0, 1, classes);
   AddStep(program, [=](Tile& tile) {
-    float* out = tile.logits[output] + tile.first * classes;
+    float* out = tile.logits[output] + (tile.first + tile.offset) * classes;
     tile.kernels->store_logits({reinterpret_cast<const float*>(tile.arena + x.offset), out, classes, tile.images.count});
     for (int n = 0; n < tile.images.count; ++n)
-      if (tile.non_finite[n])
+      if (tile.non_finite[tile.offset + n])
         for (int k = 0; k < classes; ++k) out[int64_t{n} * classes + k] = std::numeric_limits<float>::quiet_NaN();
   });
 }

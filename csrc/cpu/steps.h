@@ -1,12 +1,21 @@
 // The steps a plan can put into a program. Each builder checks every address a step will touch, then adds it.
 #pragma once
 #include <array>
+#include <memory>
 #include <optional>
 #include <tuple>
 
 #include "program.h"
 
 namespace hce {
+
+// Numbers that several programs share; whoever holds a copy keeps them alive.
+template <class T>
+struct Shared {
+  std::shared_ptr<const T> data;
+  size_t size = 0;
+  const T* get() const { return data.get(); }
+};
 
 struct ConvShape {
   int32_t in_h, in_w, in_lines, out_h, out_w, out_channels;
@@ -36,7 +45,7 @@ struct ConvU8Spec {
   ConvShape shape;
   std::vector<ConvBlock> blocks;
   WeightStorage storage;
-  std::vector<uint8_t> packed;
+  Shared<uint8_t> packed;
   std::vector<int32_t> bias;
   std::vector<float> multiplier;
   int32_t pair_sums;
@@ -53,7 +62,7 @@ void AddConvU8(Program& program, ConvU8Spec spec);
 struct ConvF32Spec {
   ConvShape shape;
   std::vector<ConvBlock> blocks;
-  std::vector<float> weight;
+  Shared<float> weight;
   std::vector<float> bias;
   MapRef x, y, residual;
   float low, high;
@@ -61,21 +70,34 @@ struct ConvF32Spec {
 };
 void AddConvF32(Program& program, ConvF32Spec spec);
 
-void AddLoadCodes(Program& program, MapRef y);
-void AddLoadNormalized(Program& program, MapRef y, std::vector<float> scale, std::vector<float> offset);
-void AddLoadQuantized(Program& program, MapRef y, float low, float multiplier);
+void AddLoadCodes(Program& program, MapRef y, LaneGrid grid);
+void AddLoadNormalized(Program& program, MapRef y, LaneGrid grid, std::vector<float> scale, std::vector<float> offset);
+void AddLoadQuantized(Program& program, MapRef y, LaneGrid grid, float low, float multiplier);
 
+// The surroundings of a map of h x w pixels per image: what its lanes read of their neighbours, and the padding value where
+// that lies outside the image, in the halo as in those pixels of the last lanes that lie beyond the map.
 struct HaloSpec {
   MapRef y;
-  Extent extent;
+  LaneGrid grid;
+  int32_t h, w;
   int32_t top, left, bottom, right;
-  std::vector<uint32_t> pattern;
+  std::vector<uint32_t> pattern;  // padding value of each line
 };
 void AddHalo(Program& program, HaloSpec spec);
+
+// x in the lanes of `to`. With more images there than in `from`, each run of the step fills the lanes of its own images, so
+// that the next stage of the program finds several groups joined.
+struct RegroupSpec {
+  MapRef x, y;
+  LaneGrid from, to;
+  int32_t h, w, lines;  // of the map
+};
+void AddRegroup(Program& program, RegroupSpec spec);
 void AddFill(Program& program, MapRef y, Extent extent, uint32_t word);
 
 enum class PoolKind { kMaxF32, kMaxU8, kAvgF32, kAvgU8 };
-void AddPool(Program& program, PoolKind kind, PoolArgs args, MapRef x, MapRef y);
+// halo: windows that reach beyond x read its halo; otherwise they are cut at its borders.
+void AddPool(Program& program, PoolKind kind, PoolArgs args, MapRef x, MapRef y, bool halo);
 void AddAddF32(Program& program, AddF32Args args, MapRef a, MapRef b, MapRef y);
 void AddAddU8(Program& program, AddU8Args args, MapRef a, MapRef b, MapRef y);
 void AddRecode(Program& program, RecodeArgs args, MapRef x, MapRef y);

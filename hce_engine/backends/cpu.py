@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from .. import _native
 from ..errors import UnsupportedError
 from ..graph import Graph
 from ..plan import components
-from ..plan.cpu import Plan, Step, build_plan
+from ..plan.cpu import SIZES, Plan, Step, build_plan, tiles
 from ..threads import available_memory
 
 # Map arguments that a step may leave out.
@@ -36,7 +38,11 @@ def compile_plan(plan: Plan, image_shape: Sequence[int], float_images: bool):  #
     """The native program of a plan; image_shape (C, H, W)."""
     c, h, w = image_shape
     program = _native.extension().Program(plan.isa, plan.arena_bytes, [h, w, c], float_images)
+    images = 0
     for step in plan.steps:
+        if step.images != images:
+            images = step.images
+            program.stage(images)
         getattr(program, step.method)(**_arguments(step))
     return program
 
@@ -46,20 +52,23 @@ def _no_memory(what: str) -> UnsupportedError:
                             fix="use fewer threads or smaller images")
 
 
-def _check_memory(plans: Sequence[Plan], threads: int) -> None:
-    """Refuses plans whose maps, one set per thread, exceed half of the memory: before anything is allocated, because a
+def _check_memory(plan: Plan, threads: int) -> None:
+    """Refuses a plan whose maps, one set per thread, exceed half of the memory: before anything is allocated, because a
     system that promises more memory than it has would end the process later."""
-    largest, limit = max((plan.arena_bytes for plan in plans), default=0), available_memory() // 2
-    if threads * largest > limit:
+    limit = available_memory() // 2
+    if threads * plan.arena_bytes > limit:
         raise UnsupportedError(
             "cpu back end", expected=f"maps of at most {limit} bytes, half of this machine's memory",
-            got=f"{threads * largest} bytes: {threads} threads x {largest} for a tile of 16 images",
+            got=f"{threads * plan.arena_bytes} bytes: {threads} threads x {plan.arena_bytes} for a tile of {plan.images} images",
             fix="use fewer threads or smaller images",
         )
 
 
 class CpuBackend:
     """Programs for all members of a graph, and the threads that run them.
+
+    Members that share nodes are a group and run as one program. The program of full tiles is built at once, those of smaller
+    tiles when a batch first needs them; all of a group share their weights.
 
     ``run`` is safe to call from several Python threads; calls take turns, each using all threads of the pool.
     Raises UnsupportedError for what this machine has not: the instruction set, memory for the maps, so many threads.
@@ -68,19 +77,42 @@ class CpuBackend:
     def __init__(self, graph: Graph, *, isa: str | None = None, threads: int = 1, poison: bool = False) -> None:
         self.isa = _native.choose_isa(isa)
         self.graph = graph
+        self.threads = threads
         self.poison = poison
-        spec = graph.input.spec
-        self.plans = [build_plan(part, self.isa) for part in components(graph)]
-        _check_memory(self.plans, threads)
         self.classes = {m.name: graph[m.output].spec.shape[0] for m in graph.members}
+        self._groups = components(graph)
+        self._weights: list[dict[Any, Any]] = [{} for _ in self._groups]
+        self._programs: dict[tuple[int, int], tuple[Plan, Any]] = {}  # (group, images in a tile) -> ...
+        self._building = threading.Lock()
+        for index in range(len(self._groups)):
+            self._program(index, SIZES[-1])
         try:
-            self.programs = [compile_plan(plan, spec.shape, spec.dtype == "f32") for plan in self.plans]
             self.executor = _native.extension().Executor(self.isa, threads)
-        except MemoryError:
-            raise _no_memory("the weights") from None
         except RuntimeError as error:
             raise UnsupportedError("cpu back end", expected=f"{threads} threads", got=str(error),
                                    fix="use fewer threads") from None
+
+    @property
+    def plans(self) -> list[Plan]:
+        """Of all programs so far: per group the one of full tiles, then the smaller ones in the order in which they were needed."""
+        return [plan for (_, _), (plan, _) in sorted(self._programs.items(), key=lambda item: (item[0][0], -item[0][1]))]
+
+    def _program(self, group: int, images: int) -> tuple[Plan, Any]:
+        """(plan, native program) of a group for tiles of so many images."""
+        found = self._programs.get((group, images))
+        if found is not None:
+            return found
+        with self._building:
+            if (group, images) not in self._programs:
+                spec = self.graph.input.spec
+                plan = build_plan(self._groups[group], self.isa, images=images, packed=self._weights[group])
+                _check_memory(plan, self.threads)
+                try:
+                    program = compile_plan(plan, spec.shape, spec.dtype == "f32")
+                except MemoryError:
+                    raise _no_memory("the weights") from None
+                self._programs[group, images] = plan, program
+            return self._programs[group, images]
 
     def run(
         self, images: np.ndarray, *, names: Sequence[str] | None = None, concurrent: bool = True
@@ -91,19 +123,22 @@ class CpuBackend:
         concurrent: all members' tiles in one list of tasks; otherwise one group of members after the other. The
         results are the same bytes. Raises UnsupportedError in a forked child of the process that made this object.
         """
-        chosen = [
-            (plan, program)
-            for plan, program in zip(self.plans, self.programs, strict=True)
-            if names is None or set(names) & set(plan.members)
-        ]
-        outputs = {
-            name: np.empty((len(images), k), np.float32)
-            for name, k in self.classes.items() if any(name in plan.members for plan, _ in chosen)
-        }
-        jobs = [(program, [outputs[name] for name in plan.members]) for plan, program in chosen] if len(images) else []
+        outputs: dict[str, np.ndarray] = {}
+        batches: list[list[tuple[Any, list[np.ndarray], int, int]]] = []
+        for index in range(len(self._groups)):
+            plan, _ = self._program(index, SIZES[-1])
+            if names is not None and not set(names) & set(plan.members):
+                continue
+            logits = [np.empty((len(images), self.classes[name]), np.float32) for name in plan.members]
+            outputs.update(zip(plan.members, logits, strict=True))
+            batches.append([(self._program(index, size)[1], logits, first, count)
+                            for size, first, count in tiles(len(images), self.threads, plan.images)])
+        if concurrent:
+            batches = [[job for batch in batches for job in batch]]
         try:
-            for batch in [jobs] if concurrent else [[job] for job in jobs]:
-                self.executor.run(batch, images, self.poison)
+            for batch in batches:
+                if batch:
+                    self.executor.run(batch, images, self.poison)
         except MemoryError:
             raise _no_memory("the maps") from None
         except RuntimeError as error:
@@ -112,10 +147,18 @@ class CpuBackend:
         return outputs
 
     def profile(self, images: np.ndarray) -> Mapping[str, list[tuple[Step, float]]]:
-        """Seconds per step over the batch on one thread, per group of members ("q+s" if they share a trunk)."""
+        """Seconds per step over the batch on one thread, per group of members ("q+s" if they share a trunk).
+
+        A batch that runs in tiles of several sizes has the steps of each, one size after the other.
+        """
         result = {}
-        for plan, program in zip(self.plans, self.programs, strict=True):
-            outputs = [np.empty((len(images), self.classes[name]), np.float32) for name in plan.members]
-            nanoseconds = self.executor.profile(program, images, outputs)
-            result["+".join(plan.members)] = [(s, ns * 1e-9) for s, ns in zip(plan.steps, nanoseconds, strict=True)]
+        for index in range(len(self._groups)):
+            members = self._program(index, SIZES[-1])[0].members
+            outputs = [np.empty((len(images), self.classes[name]), np.float32) for name in members]
+            rows: list[tuple[Step, float]] = []
+            for size, first, count in tiles(len(images), 1, self._program(index, SIZES[-1])[0].images):
+                plan, program = self._program(index, size)
+                nanoseconds = self.executor.profile((program, outputs, first, count), images)
+                rows += [(s, ns * 1e-9) for s, ns in zip(plan.steps, nanoseconds, strict=True)]
+            result["+".join(members)] = rows
         return result

@@ -180,10 +180,13 @@ def test_only_members_that_ran_are_returned() -> None:
 def test_a_program_refuses_addresses_outside_its_arena() -> None:
     native = _native.extension()
     program = native.Program("portable", 640, [2, 2, 3], False)
-    program.load_codes((0, 128, 64))
+    with pytest.raises(ValueError, match="stage"):
+        program.load_codes((0, 128, 64), (16, 1, 1, 2, 2))
+    program.stage(16)
+    program.load_codes((0, 128, 64), (16, 1, 1, 2, 2))
     for ref in [(576, 128, 64), (64, 1 << 40, 64), (32, 128, 64), (0, -128, 64), (0, 1 << 62, 1 << 62), (1 << 62, 1 << 62, 64)]:
         with pytest.raises(ValueError, match="arena"):
-            program.load_codes(ref)
+            program.load_codes(ref, (16, 1, 1, 2, 2))
     with pytest.raises(ValueError, match="arena"):
         program.recode(x=(0, 128, 64), y=(512, 128, 64), extent=[2, 2, 1], recode=[65536, 0, 0, 0, 255])
 

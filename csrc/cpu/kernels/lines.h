@@ -1,4 +1,4 @@
-// Kernels on whole lines: halos, pooling, element-wise operations, copies. Contracts in ../lines.h. The loops are plain:
+// Kernels on whole lines: halos, changes of lanes, pooling, element-wise operations, copies. Contracts in ../lines.h. The loops are plain:
 // a line is 16 floats or 64 codes, and the compiler vectorizes them for the instruction set of each translation unit.
 #pragma once
 #include "../lines.h"
@@ -7,27 +7,34 @@
 namespace hce::kernels {
 
 template <class S>
-inline void FillPixels(uint8_t* y, int64_t pixels, int64_t pixel_bytes, const uint32_t* pattern) {
-  const int lines = static_cast<int>(pixel_bytes / kLineBytes);
-  for (int64_t p = 0; p < pixels; ++p)
-    for (int l = 0; l < lines; ++l, y += kLineBytes) {
-      const auto v = S::SetI(static_cast<int32_t>(pattern[l]));
-      for (int n = 0; n < kTile; n += S::kLanes) S::StoreI(y + n * 4, v);
+void Halo(const HaloArgs& a) {
+  for (int64_t k = 0; k < a.span_count; ++k) {
+    const HaloSpan& span = a.spans[k];
+    uint8_t* to = a.origin + span.to;
+    if (span.lanes == nullptr) {
+      for (int p = 0; p < span.pixels; ++p)
+        for (int l = 0; l < a.lines; ++l, to += kLineBytes) {
+          const auto v = S::SetI(static_cast<int32_t>(a.pattern[l]));
+          for (int n = 0; n < kTile; n += S::kLanes) S::StoreI(to + n * 4, v);
+        }
+      continue;
     }
+    const uint8_t* from = a.origin + span.from;
+    const typename S::LaneOrder order = S::LoadLaneOrder(span.lanes);
+    for (int p = 0; p < span.pixels; ++p)
+      for (int l = 0; l < a.lines; ++l, to += kLineBytes, from += kLineBytes) S::MoveLanes(to, from, order, a.pattern[l]);
+  }
 }
 
 template <class S>
-void Halo(const HaloArgs& a) {
-  const int64_t width = a.left + a.extent.w + a.right;
-  uint8_t* corner = a.y.data - a.top * a.y.row - a.left * a.y.pixel;
-  for (int i = 0; i < a.top; ++i) FillPixels<S>(corner + i * a.y.row, width, a.y.pixel, a.pattern);
-  for (int i = 0; i < a.extent.h; ++i) {
-    uint8_t* row = a.y.data + i * a.y.row;
-    FillPixels<S>(row - a.left * a.y.pixel, a.left, a.y.pixel, a.pattern);
-    FillPixels<S>(row + a.extent.w * a.y.pixel, a.right, a.y.pixel, a.pattern);
-  }
-  for (int i = 0; i < a.bottom; ++i)
-    FillPixels<S>(corner + (a.top + a.extent.h + i) * a.y.row, width, a.y.pixel, a.pattern);
+void Regroup(const RegroupArgs& a) {
+  for (int r = 0; r < a.h; ++r)
+    for (int c = 0; c < a.w; ++c)
+      for (int n = 0; n < a.images; ++n) {
+        const uint8_t* x = a.x + a.from_row[r] + a.from_column[c] + n * a.from_image;
+        uint8_t* y = a.y + a.to_row[r] + a.to_column[c] + n * a.to_image;
+        for (int l = 0; l < a.lines; ++l) __builtin_memcpy(y + l * kLineBytes, x + l * kLineBytes, 4);
+      }
 }
 
 template <class S>

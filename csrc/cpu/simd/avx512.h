@@ -107,6 +107,19 @@ struct Simd {
     for (int i = 0; i < 16; ++i) r[i] = t[i];
   }
 
+  // to[n] = order[n] < 0 ? padding : from[order[n]], words of one line; `to` may be `from`.
+  struct LaneOrder {
+    I lanes;
+    __mmask16 moved;
+  };
+  static LaneOrder LoadLaneOrder(const int32_t* order) {
+    const I lanes = _mm512_loadu_si512(order);
+    return {lanes, _mm512_cmpge_epi32_mask(lanes, _mm512_setzero_si512())};
+  }
+  static void MoveLanes(uint8_t* to, const uint8_t* from, const LaneOrder& order, uint32_t padding) {
+    StoreI(to, _mm512_mask_permutexvar_epi32(SetI(static_cast<int32_t>(padding)), order.moved, order.lanes, LoadI(from)));
+  }
+
   // acc[l] += sum_{j<4} x[l][j] * w[j]; x unsigned bytes, w signed bytes, the same four for every lane. No saturation.
   template <bool kPairsFit>
   static I Dot4(I acc, I x, I w) { return _mm512_dpbusd_epi32(acc, x, w); }

@@ -55,6 +55,18 @@ struct Simd {
     return __builtin_convertvector((v + magic) - magic, I);
   }
 
+  // to[n] = order[n] < 0 ? padding : from[order[n]], words of one line; `to` may be `from`.
+  struct LaneOrder {
+    const int32_t* lanes;
+  };
+  static LaneOrder LoadLaneOrder(const int32_t* order) { return {order}; }
+  static void MoveLanes(uint8_t* to, const uint8_t* from, const LaneOrder& order, uint32_t padding) {
+    uint32_t line[16], moved[16];
+    __builtin_memcpy(line, from, sizeof line);
+    for (int n = 0; n < 16; ++n) moved[n] = order.lanes[n] < 0 ? padding : line[order.lanes[n]];
+    __builtin_memcpy(to, moved, sizeof moved);
+  }
+
   template <bool kPairsFit>
   static I Dot4(I acc, I x, I w) {
     const I mask = SetI(0xff);

@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from ...graph import Graph, verify
 from . import memory, select
+from .lanes import LANES
 from .lowering import SCRATCH, Lowering
 from .plan import LINE_BYTES, Plan, Step
 
 
 def _with_halos(steps: Sequence[Step]) -> list[Step]:
-    """A step that writes a map's halo right after the last step that writes its pixels."""
+    """A step that writes a map's surroundings right after the last step that writes its pixels."""
     last_write = {id(m): i for i, s in enumerate(steps) for key, m in s.writes.items() if key not in SCRATCH}
     result = []
     for index, step in enumerate(steps):
         result.append(step)
         for key, buffer in step.writes.items():
-            if key not in SCRATCH and any(buffer.halo) and last_write[id(buffer)] == index:
-                result.append(Step(step.nodes, "halo", f"padding {buffer.halo} of {buffer.name}", "halo", {},
-                                   {"y": buffer}, {"extent": buffer.extent, "width": buffer.halo,
-                                                   "pattern": np.array(buffer.pattern, np.uint32)}))
+            if key in SCRATCH or last_write[id(buffer)] != index or not buffer.surrounded:
+                continue
+            lanes = buffer.lanes
+            if any(buffer.halo) or (lanes.rows * lanes.h, lanes.columns * lanes.w) != buffer.size:
+                of = f"{buffer.halo} of {buffer.name}, {lanes}"
+                result.append(Step(step.nodes, "halo", of, "halo", {}, {"y": buffer}, {
+                    "lanes": lanes.numbers, "size": buffer.size, "width": buffer.halo,
+                    "pattern": np.array(buffer.pattern, np.uint32)}, images=buffer.images))
     return result
 
 
 def build_plan(
-    graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice] = select.select_conv_f32
+    graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice] = select.select_conv_f32, *, images: int = LANES,
+    packed: dict[Any, Any] | None = None,
 ) -> Plan:
     """The plan of all members of ``graph`` (they share the nodes they have in common) on instruction set ``isa``.
 
     choose_conv_f32: the rule for float convolutions; benchmarks pass others to compare algorithms.
+    images: in a tile, 1 to 16.  packed: weights in kernel order that plans of this graph share, filled as they are needed.
     The graph must be lowered: no batch norms. Raises GraphError or UnsupportedError.
     """
-    lowering = Lowering(verify(graph), isa, choose_conv_f32)
+    lowering = Lowering(verify(graph), isa, choose_conv_f32, images, {} if packed is None else packed)
     lowering.run()
-    steps = _with_halos(lowering.steps)
+    steps = _with_halos(sorted(lowering.steps, key=lambda step: step.images))
     arena = memory.place(steps)
     assert arena % LINE_BYTES == 0
-    return Plan(isa, tuple(m.name for m in graph.members), tuple(steps), arena)
+    return Plan(isa, tuple(m.name for m in graph.members), images, tuple(steps), arena)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from ... import _native, numerics
 from ...errors import UnsupportedError
 from ...graph import Graph, Node
 from . import select, weights
+from .lanes import Lanes, strided, whole
 from .plan import Map, Step
+from .spread import WINOGRAD_BLOCK, Spread
 
 INT16_LIMIT = 2**15 - 1
 ONE = (1, 1)
@@ -30,137 +33,202 @@ def _chw(shape: Sequence[int]) -> tuple[int, int, int]:
     return (shape[0], 1, 1) if len(shape) == 1 else (shape[0], shape[1], shape[2])
 
 
+def _size(node: Node) -> tuple[int, int]:
+    """Pixels of a node's map; a vector is one pixel."""
+    return _chw(node.spec.shape)[1:]
+
+
 def _limits(node: Node) -> tuple[float, float]:
     low, high = node.attrs["min"], node.attrs["max"]
     return (-math.inf if low is None else float(low), math.inf if high is None else float(high))
 
 
 class Lowering:
-    """One pass over the graph in topological order; ``maps`` holds where each node's value lies."""
+    """One pass over the graph in topological order; ``maps`` holds where each node's value lies: first in the lanes it was made
+    in, then in others, or with other padding."""
 
-    def __init__(self, graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice]) -> None:
-        self.graph, self.isa, self.choose_conv_f32 = graph, isa, choose_conv_f32
+    def __init__(
+        self, graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice], images: int, packed: dict[Any, Any]
+    ) -> None:
+        self.graph, self.isa, self.choose_conv_f32, self.packed = graph, isa, choose_conv_f32, packed
         self.consumers = graph.consumers()
         self.outputs = {m.output for m in graph.members}
-        self.maps: dict[str, Map] = {}
-        self.images: dict[tuple[int, ...], Map] = {}  # pad codes -> the image as codes with that halo
+        self.maps: dict[str, list[Map]] = {}
+        self.padded: set[int] = set()  # id of maps whose padding value somebody relies on
         self.steps: list[Step] = []
         self.done: set[str] = set()  # nodes computed inside another node's step
         self.native = _native.extension()
+        winograd = {n.name for n in graph.nodes if n.op == "conv2d" and self.conv_choice(n).winograd}
+        self.images = images
+        self.spread = Spread(graph, images, winograd)
 
     # -- maps -------------------------------------------------------------------------------------------------------
 
-    def new_map(self, node: Node, shape: Sequence[int] | None = None) -> Map:
-        c, h, w = _chw(shape or node.spec.shape)
+    def new_map(self, node: Node, lanes: Lanes) -> Map:
+        c, h, w = _chw(node.spec.shape)
         lines = _lines(c, node.spec.dtype)
         word = 0 if node.spec.dtype == "f32" else node.spec.zero_point * 0x01010101
-        return Map(node.name, h, w, lines, pattern=np.broadcast_to(np.uint32(word), (lines,)))
+        return Map(node.name, lanes.h, lanes.w, lines, pattern=np.broadcast_to(np.uint32(word), (lines,)), size=(h, w),
+                   grid=(lanes.images, lanes.rows, lanes.columns))
 
-    def value(self, name: str) -> Map:
-        """The map of a node; the image as codes is loaded when first read."""
-        if name == self.graph.input.name:
-            return self.image_map((0,) * self.graph.input.spec.shape[0])
-        return self.maps[name]
+    def lanes(self, node: Node) -> Lanes:
+        return self.spread.lanes(node)
 
-    def image_map(self, pad_codes: tuple[int, ...]) -> Map:
-        """The images in lanes, loaded once per set of pad codes; float images as they are."""
-        node = self.graph.input
-        if pad_codes in self.images:
-            return self.images[pad_codes]
-        image = self.new_map(node)
-        channels = node.spec.shape[0]
+    def whole(self, name: str) -> Lanes:
+        return whole(self.images, *_size(self.graph[name]))
+
+    def define(self, node: Node, lanes: Lanes) -> Map:
+        """The map of a node that is about to be computed."""
+        y = self.new_map(node, lanes)
+        self.maps[node.name] = [y]
+        return y
+
+    def value(self, name: str, lanes: Lanes, padding: np.ndarray | None = None) -> Map:
+        """The map of a node in these lanes: regrouped if it was made in others.
+
+        padding: the value that each line must have outside the map (uint32 [lines]), where the reader looks there.
+        """
+        node, places = self.graph[name], self.maps.setdefault(name, [])
+        found = next((m for m in places if m.lanes == lanes and (
+            padding is None or id(m) not in self.padded or np.array_equal(m.pattern, padding))), None)
+        y = found or self.new_map(node, lanes)
+        if padding is not None and id(y) not in self.padded:
+            y.pattern = padding
+            self.padded.add(id(y))
+        if found is None:
+            if node.op in self.LOADS:  # what comes from the images is loaded again
+                self.LOADS[node.op](self, node, y)
+            else:
+                x = places[0]
+                self.emit((node,), "regroup", f"{x.lanes} -> {lanes}", "regroup", {"x": x}, {"y": y}, lanes=x.lanes.numbers,
+                          to=lanes.numbers, extent=(*y.size, y.lines))
+            places.append(y)
+        return y
+
+    def load_image(self, node: Node, y: Map) -> None:
+        """The images in lanes; float images as they are."""
         if node.spec.dtype == "f32":
-            self.emit((node,), "load_f32", "float images to lanes", "load_normalized", {}, {"y": image},
+            channels = node.spec.shape[0]
+            self.emit((node,), "load_f32", "float images to lanes", "load_normalized", {}, {"y": y}, lanes=y.lanes.numbers,
                       scale=np.ones(channels, np.float32), offset=np.zeros(channels, np.float32))
         else:
-            words = np.zeros((image.lines, 4), np.uint8)
-            words.ravel()[:channels] = pad_codes
-            image.pattern = words.view("<u4").ravel()
-            self.emit((node,), "load_u8", "pixels to lanes", "load_codes", {}, {"y": image})
-        self.images[pad_codes] = image
-        return image
+            self.emit((node,), "load_u8", "pixels to lanes", "load_codes", {}, {"y": y}, lanes=y.lanes.numbers)
 
     def emit(
         self, nodes: Sequence[Node], kernel: str, reason: str, method: str, reads: dict[str, Map],
         writes: dict[str, Map], *, macs: int = 0, packed_bytes: int = 0, **arguments: object,
     ) -> None:
         names = tuple(n.name for n in nodes)
-        self.steps.append(Step(names, kernel, reason, method, reads, writes, arguments, macs, packed_bytes))
+        first = next(iter((*reads.values(), *writes.values())))
+        self.steps.append(Step(names, kernel, reason, method, reads, writes, arguments, macs, packed_bytes, first.images))
 
     # -- convolution and linear -------------------------------------------------------------------------------------
 
-    def conv_geometry(self, node: Node, x: Map, weight: np.ndarray) -> list[int]:
-        """The shape argument of the native convolution; widens x's halo to what the taps reach."""
-        a = node.attrs
-        (sh, sw), (ph, pw), (dh, dw) = a.get("stride", ONE), a.get("padding", (0, 0)), a.get("dilation", ONE)
-        kh, kw = weight.shape[2:]
-        _, oh, ow = _chw(node.spec.shape)
-        bottom, right = (oh - 1) * sh + (kh - 1) * dh - ph + 1 - x.h, (ow - 1) * sw + (kw - 1) * dw - pw + 1 - x.w
-        x.widen(ph, pw, max(bottom, 0), max(right, 0))
-        return [x.h, x.w, x.lines, oh, ow, 0, kh, kw, sh, sw, ph, pw, dh, dw]
+    def conv_choice(self, node: Node) -> select.ConvChoice:
+        """The kernel of a float convolution or linear layer: of the layer alone, not of the lanes, since it decides the bits."""
+        weight, a = self.weight(node), node.attrs
+        _, h, w = _chw(node.spec.shape)
+        return self.choose_conv_f32(self.isa, weight.shape, a.get("stride", ONE), a.get("dilation", ONE), a.get("groups", 1), h, w)
 
-    def layer_input(self, node: Node) -> tuple[Map, np.ndarray]:
-        """Input map and 4-D weight of a convolution or linear layer; a flatten in between dissolves."""
+    def weight(self, node: Node) -> np.ndarray:
+        """4-D weight of a convolution or linear layer; a flatten before it dissolves where only linear layers read it."""
         weight = node.params["weight"]
         source = self.graph[node.inputs[0]]
-        if node.op in ("linear", "qlinear"):
-            if source.op == "flatten" and source.name not in self.maps:
-                c, h, w = _chw(self.graph[source.inputs[0]].spec.shape)
-                return self.value(source.inputs[0]), weight.reshape(-1, c, h, w)
-            return self.value(source.name), weight[:, :, None, None]
-        if source.op == "input" and "pad_code" in node.attrs:
-            # Unpadded layers read any image map.
-            codes = tuple(node.attrs["pad_code"]) if max(node.attrs["padding"]) else (0,) * source.spec.shape[0]
-            return self.image_map(codes), weight
-        return self.value(source.name), weight
+        if node.op not in ("linear", "qlinear"):
+            return weight
+        if self.dissolves(source):
+            return weight.reshape(-1, *_chw(self.graph[source.inputs[0]].spec.shape))
+        return weight[:, :, None, None]
+
+    def dissolves(self, node: Node) -> bool:
+        """Whether a node is a flatten that only linear layers read, so that they can read the map itself."""
+        return node.op == "flatten" and node.name not in self.outputs and all(
+            user.op in ("linear", "qlinear") for user in self.consumers[node.name])
+
+    def layer(self, node: Node, align: int) -> tuple[Map, Lanes, np.ndarray, list[int]]:
+        """(input, lanes of the output, 4-D weight, shape argument of the native convolution but its channels) of a convolution or
+        linear layer; widens the input's halo to what the taps reach. align: of the output's blocks."""
+        weight, a = self.weight(node), node.attrs
+        source = self.graph[node.inputs[0]]
+        if node.op in ("linear", "qlinear") and self.dissolves(source):
+            source = self.graph[source.inputs[0]]
+        (sh, sw), (ph, pw), (dh, dw) = a.get("stride", ONE), a.get("padding", (0, 0)), a.get("dilation", ONE)
+        kh, kw = weight.shape[2:]
+        lanes, x_lanes = strided(self.lanes(node), _size(node), _size(source), (sh, sw), align)
+        padding = None
+        if ph or pw or align > 1:  # a Winograd block that reaches beyond the map reads there, and its bits depend on it
+            padding = self.pad_codes(source, a["pad_code"]) if source.op == "input" and "pad_code" in a else self.zeros(source)
+        x = self.value(source.name, x_lanes, padding)
+        bottom, right = (lanes.h - 1) * sh + (kh - 1) * dh - ph + 1 - x.h, (lanes.w - 1) * sw + (kw - 1) * dw - pw + 1 - x.w
+        x.widen(ph, pw, max(bottom, 0), max(right, 0))
+        x.surrounded |= (kh, kw) != ONE or bool(ph or pw)
+        return x, lanes, weight, [x.h, x.w, x.lines, lanes.h, lanes.w, 0, kh, kw, sh, sw, ph, pw, dh, dw]
+
+    @staticmethod
+    def zeros(node: Node) -> np.ndarray:
+        """What zero padding is in each line of a node's map."""
+        word = 0 if node.spec.dtype == "f32" else node.spec.zero_point * 0x01010101
+        return np.broadcast_to(np.uint32(word), (_lines(node.spec.shape[0], node.spec.dtype),))
+
+    @staticmethod
+    def pad_codes(image: Node, codes: Sequence[int]) -> np.ndarray:
+        """The padding of an image as codes, one per channel."""
+        words = np.zeros((_lines(image.spec.shape[0], "u8"), 4), np.uint8)
+        words.ravel()[: len(codes)] = codes
+        return words.view("<u4").ravel()
+
+    def once(self, node: Node, what: str, pack: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """(weights in kernel order, blocks), shared by all programs of the graph, so nobody may write to them."""
+        key = (node.name, self.isa, what)
+        if key not in self.packed:
+            self.packed[key] = pack()
+            self.packed[key][0].flags.writeable = False
+        return self.packed[key]
 
     def conv_f32(self, node: Node) -> None:
-        x, weight = self.layer_input(node)
+        choice = self.conv_choice(node)
+        x, lanes, weight, shape = self.layer(node, WINOGRAD_BLOCK if choice.winograd else 1)
         groups = node.attrs.get("groups", 1)
-        shape = self.conv_geometry(node, x, weight)
         shape[5] = weight.shape[0]
-        y = self.new_map(node)
+        y = self.define(node, lanes)
         reads, writes = {"x": x}, {"y": y}
         if len(node.inputs) == 2:
-            reads["residual"] = self.value(node.inputs[1])
-        choice = self.choose_conv_f32(
-            self.isa, weight.shape, (shape[8], shape[9]), (shape[12], shape[13]), groups, y.h, y.w
-        )
+            reads["residual"] = self.value(node.inputs[1], lanes)
         if choice.winograd:
-            packed, blocks = weights.blocks_winograd(weight, self.native.WINOGRAD_CHANNELS)
+            packed, blocks = self.once(node, "winograd", lambda: weights.blocks_winograd(weight, self.native.WINOGRAD_CHANNELS))
             x.widen(0, 0, -(-y.h // 4) * 4 + 2 - shape[10] - x.h, -(-y.w // 4) * 4 + 2 - shape[11] - x.w)
             lines = 36 * self.native.WINOGRAD_TILES * (weight.shape[1] + weight.shape[0])
             writes["scratch"] = Map(f"{node.name}.scratch", 1, 1, lines)
         else:
-            packed, blocks = weights.blocks_f32(weight, groups, self.native.channels_f32(self.isa))
+            packed, blocks = self.once(node, "direct", lambda: weights.blocks_f32(
+                weight, groups, self.native.channels_f32(self.isa)))
         low, high = _limits(node)
         self.emit((node,), "conv2d_f32_winograd" if choice.winograd else "conv2d_f32", choice.reason, "conv_f32", reads,
-                  writes, macs=weight.size * y.h * y.w, packed_bytes=packed.nbytes, shape=shape, blocks=blocks,
+                  writes, macs=weight.size * y.size[0] * y.size[1], packed_bytes=packed.nbytes, shape=shape, blocks=blocks,
                   weight=packed, bias=node.params["bias"], low=low, high=high)
-        self.maps[node.name] = y
 
     def fused_recode(self, node: Node) -> Node | None:
         """The recoding of this node's codes that runs in its epilogue: the first one among its consumers."""
         return next((c for c in self.consumers[node.name] if c.op == "qrecode"), None)
 
     def conv_u8(self, node: Node) -> None:
-        x, weight = self.layer_input(node)
+        x, lanes, weight, shape = self.layer(node, 1)
         logits = node.op == "qlinear"
         source = self.graph[node.inputs[0]].spec
-        shape = self.conv_geometry(node, x, weight)
         oc = weight.shape[0]
         padded = -(-oc // 4) * 4
         shape[5] = padded
         groups = node.attrs.get("groups", 1)
         tiles, reason = select.select_conv_u8(self.isa, groups, logits)
         cut = weights.amx_cut(weight.shape, shape[13]) if tiles else None
-        if cut is not None:
-            codes, blocks = weights.tiles_amx(weight, cut), np.empty((0, 5), np.int64)
-        else:
-            codes, blocks = weights.blocks_u8(weight, groups)
         storage = node.attrs["weight_dtype"]
-        packed = weights.pack(codes, storage)
-        largest_pair = 2 * source.type.qmax * int(np.abs(codes.astype(np.int32)).max(initial=0))
+
+        def pack() -> tuple[np.ndarray, np.ndarray]:
+            codes, blocks = (weights.tiles_amx(weight, cut), np.empty((0, 5), np.int64)) if cut else weights.blocks_u8(weight, groups)
+            return weights.pack(codes, storage), blocks
+
+        packed, blocks = self.once(node, "codes", pack)
+        largest_pair = 2 * source.type.qmax * int(np.abs(weight.astype(np.int32)).max(initial=0))
         pair_sums = min(INT16_LIMIT // max(largest_pair, 1), INT16_LIMIT)
 
         # |f32(acc) * m + (r - z) * g|, with a little room for the three roundings.
@@ -176,26 +244,26 @@ class Lowering:
         residual = recoded = offset = None
         nodes = [node]
         if logits:
-            writes["y"] = Map(node.name, 1, 1, padded)
-            self.maps[node.name] = writes["y"]
+            writes["y"] = Map(node.name, 1, 1, padded, grid=(lanes.images, 1, 1))
+            self.maps[node.name] = [writes["y"]]
             offset = pad(node.params["offset"])
         else:
             if len(node.inputs) == 2:
-                reads["residual"] = self.value(node.inputs[1])
+                reads["residual"] = self.value(node.inputs[1], lanes)
                 residual = (node.attrs["residual_multiplier"], self.graph[node.inputs[1]].spec.zero_point)
             recode = self.fused_recode(node)
             if recode is not None:
                 nodes.append(recode)
                 self.done.add(recode.name)
-                writes["recoded"] = self.maps[recode.name] = self.new_map(recode)
+                writes["recoded"] = self.define(recode, lanes)
                 recoded = self.recode_arguments(recode)
             if recode is None or len(self.consumers[node.name]) > 1:
-                writes["y"] = self.maps[node.name] = self.new_map(node)
+                writes["y"] = self.define(node, lanes)
         kernel = f"conv2d_{source.dtype}x{storage}_{'f32' if logits else node.spec.dtype}"
         if cut is not None:
             kernel += "_amx"
             writes["sums"] = Map(f"{node.name}.sums", 1, 1, self.native.AMX_SUM_LINES)
-        self.emit(nodes, kernel, reason, "conv_u8", reads, writes, macs=weight.size * shape[3] * shape[4],
+        self.emit(nodes, kernel, reason, "conv_u8", reads, writes, macs=weight.size * math.prod(node.spec.shape[1:]),
                   packed_bytes=packed.nbytes, shape=shape, blocks=blocks, storage=storage, packed=packed,
                   bias=pad(node.params["bias"]), multiplier=pad(node.params["multiplier"]), pair_sums=pair_sums,
                   fits_int32=fits_int32, range=(0, 0, 0) if logits else self.code_range(node), residual=residual,
@@ -210,94 +278,120 @@ class Lowering:
     def recode_arguments(self, node: Node) -> tuple[int, int, int, int, int]:
         return (node.attrs["k"], self.graph[node.inputs[0]].spec.zero_point, *self.code_range(node))
 
-    def normalize(self, node: Node) -> None:
-        y = self.maps[node.name] = self.new_map(node)
-        self.emit((node,), "load_f32", "images to normalised lanes", "load_normalized", {}, {"y": y},
+    def load_normalized(self, node: Node, y: Map) -> None:
+        self.emit((node,), "load_f32", "images to normalised lanes", "load_normalized", {}, {"y": y}, lanes=y.lanes.numbers,
                   scale=node.params["scale"], offset=node.params["offset"])
 
-    def quantize_input(self, node: Node) -> None:
-        y = self.maps[node.name] = self.new_map(node)
-        self.emit((node,), "load_u8", "float images to codes", "load_quantized", {}, {"y": y}, low=node.attrs["low"],
-                  multiplier=node.attrs["multiplier"])
+    def load_quantized(self, node: Node, y: Map) -> None:
+        self.emit((node,), "load_u8", "float images to codes", "load_quantized", {}, {"y": y}, lanes=y.lanes.numbers,
+                  low=node.attrs["low"], multiplier=node.attrs["multiplier"])
+
+    def load(self, node: Node) -> None:
+        """Nothing yet: whoever reads the image names the lanes."""
 
     def qrecode(self, node: Node) -> None:
-        x, y = self.value(node.inputs[0]), self.new_map(node)
-        self.maps[node.name] = y
+        lanes = self.lanes(node)
+        x, y = self.value(node.inputs[0], lanes), self.define(node, lanes)
         self.emit((node,), "recode_u8", "codes of another scale", "recode", {"x": x}, {"y": y}, extent=y.extent,
                   recode=self.recode_arguments(node))
 
     def add(self, node: Node) -> None:
-        y = self.maps[node.name] = self.new_map(node)
-        reads = {key: self.value(name) for key, name in zip("ab", node.inputs, strict=False)}
+        lanes = self.lanes(node)
+        reads = {key: self.value(name, lanes) for key, name in zip("ab", node.inputs, strict=False)}
+        y = self.define(node, lanes)
         low, high = _limits(node)
         self.emit((node,), "add_f32", "element-wise", "add_f32", reads, {"y": y}, extent=y.extent, scale=1.0, low=low,
                   high=high)
 
     def mean(self, node: Node) -> None:
         """((x0 + x1) + ...) * f32(1 / n), as backends.reference.mean_logits: every sum after the first is in place."""
-        y = self.maps[node.name] = self.new_map(node)
-        total, last = self.value(node.inputs[0]), len(node.inputs) - 1
+        lanes = self.lanes(node)
+        y = self.define(node, lanes)
+        total, last = self.value(node.inputs[0], lanes), len(node.inputs) - 1
         for index, name in enumerate(node.inputs[1:] or (None,), start=min(1, last)):
-            reads = {"a": total} if name is None else {"a": total, "b": self.value(name)}
+            reads = {"a": total} if name is None else {"a": total, "b": self.value(name, lanes)}
             scale = float(np.float32(1.0 / len(node.inputs))) if index == last else 1.0
             self.emit((node,), "add_f32", "running sum of a mean", "add_f32", reads, {"y": y}, extent=y.extent,
                       scale=scale, low=-math.inf, high=math.inf)
             total = y
 
     def qadd(self, node: Node) -> None:
-        y = self.maps[node.name] = self.new_map(node)
+        lanes = self.lanes(node)
         a, b = node.inputs
-        self.emit((node,), "add_u8", "element-wise", "add_u8", {"a": self.value(a), "b": self.value(b)}, {"y": y},
+        reads = {"a": self.value(a, lanes), "b": self.value(b, lanes)}
+        y = self.define(node, lanes)
+        self.emit((node,), "add_u8", "element-wise", "add_u8", reads, {"y": y},
                   extent=y.extent, zero_points=(self.graph[a].spec.zero_point, self.graph[b].spec.zero_point),
                   multipliers=tuple(node.attrs["multipliers"]), range=self.code_range(node))
 
     def pool(self, node: Node) -> None:
-        x, y = self.value(node.inputs[0]), self.new_map(node)
-        self.maps[node.name] = y
-        if "kernel" in node.attrs:
-            window = (*node.attrs["kernel"], *node.attrs["stride"], *node.attrs["padding"])
-        else:
-            window = (x.h, x.w, 1, 1, 0, 0)
         codes = node.spec.dtype != "f32"
         kind = ("max" if node.op == "max_pool2d" else "avg") + ("_u8" if codes else "_f32")
+        source = self.graph[node.inputs[0]]
+        (kh, kw), stride, (ph, pw) = (node.attrs[key] for key in ("kernel", "stride", "padding")) if "kernel" in node.attrs else (
+            _size(source), ONE, (0, 0))
+        lanes = self.lanes(node)
+        if (ph or pw) and node.op != "max_pool2d":
+            lanes = self.whole(node.name)  # an average counts the pixels inside the map, which differ from lane to lane
+        lanes, x_lanes = strided(lanes, _size(node), _size(source), stride)
+        cut = lanes.rows * lanes.columns > 1
+        if not cut:
+            x = self.value(source.name, x_lanes)
+        else:
+            # Windows reach into the halo, which holds the neighbours' pixels and, outside the map, what no maximum takes.
+            lowest = np.uint32(0) if codes else np.float32(-np.inf).view(np.uint32)
+            padding = np.broadcast_to(lowest, (_lines(source.spec.shape[0], source.spec.dtype),)) if ph or pw else None
+            x = self.value(source.name, x_lanes, padding)
+            bottom, right = (lanes.h - 1) * stride[0] + kh - ph - x.h, (lanes.w - 1) * stride[1] + kw - pw - x.w
+            x.widen(ph, pw, max(bottom, 0), max(right, 0))
+            x.surrounded = True
+        y = self.define(node, lanes)
         average = codes and kind == "avg_u8"
         self.emit((node,), f"pool_{kind}", "window by window", "pool", {"x": x}, {"y": y}, kind=kind, input=(x.h, x.w),
-                  output=y.extent, window=window, count_include_pad=bool(node.attrs.get("count_include_pad", 0)),
-                  zero_point_in=self.graph[node.inputs[0]].spec.zero_point,
+                  output=y.extent, window=(kh, kw, *stride, ph, pw), halo=cut,
+                  count_include_pad=bool(node.attrs.get("count_include_pad", 0)),
+                  zero_point_in=source.spec.zero_point,
                   multiplier=node.attrs["multiplier"] if average else 0.0,
                   range=self.code_range(node) if average else (0, 0, 0))
 
     def copy(self, node: Node, source: str, y: Map, channels: tuple[int, int], rows: Sequence[int],
              columns: Sequence[int], extra: Sequence[Node] = ()) -> None:
         """One strided copy into ``y``. rows, columns: (start, step); channels: (count, first in y)."""
-        x = self.value(source)
+        x = self.value(source, strided(y.lanes, y.size, _size(self.graph[source]), (rows[1], columns[1]))[1])
         self.emit((*extra, node), "copy", "moves lines", "copy", {"x": x}, {"y": y}, input=(x.h, x.w), output=y.extent,
                   channels=channels, pixels=(rows[0], rows[1], columns[0], columns[1]), codes=node.spec.dtype != "f32")
 
+    def slice_lanes(self, node: Node, sliced: Node) -> Lanes:
+        """Lanes of ``node``, which a strided slice fills: whole maps unless each block starts within one step of its own."""
+        (h0, _, sh), (w0, _, sw) = sliced.attrs["h"], sliced.attrs["w"]
+        lanes = self.lanes(node) if h0 < sh and w0 < sw else self.whole(node.name)
+        return strided(lanes, _size(node), _size(self.graph[sliced.inputs[0]]), (sh, sw))[0]
+
     def fill(self, node: Node, y: Map) -> None:
-        self.emit((node,), "fill", "zero maps", "fill", {}, {"y": y}, extent=y.extent, word=int(y.pattern[0]))
+        self.emit((node,), "fill", "zero maps", "fill", {}, {"y": y}, extent=y.extent, word=int(self.zeros(node)[0]))
 
     def strided_slice(self, node: Node) -> None:
         users = self.consumers[node.name]
         if len(users) == 1 and users[0].op == "channel_pad" and node.name not in self.outputs:
             return  # joins the copy of channel_pad
-        y = self.maps[node.name] = self.new_map(node)
+        y = self.define(node, self.slice_lanes(node, node))
         h, w = node.attrs["h"], node.attrs["w"]
         self.copy(node, node.inputs[0], y, (node.spec.shape[0], 0), (h[0], h[2]), (w[0], w[2]))
 
     def channel_pad(self, node: Node) -> None:
-        y = self.maps[node.name] = self.new_map(node)
         source = self.graph[node.inputs[0]]
         channels = (source.spec.shape[0], node.attrs["before"])
+        joins = source.op == "strided_slice" and source.name not in self.maps
+        y = self.define(node, self.slice_lanes(node, source) if joins else self.lanes(node))
         self.fill(node, y)
-        if source.op == "strided_slice" and source.name not in self.maps:
+        if joins:
             h, w = source.attrs["h"], source.attrs["w"]
             self.copy(node, source.inputs[0], y, channels, (h[0], h[2]), (w[0], w[2]), extra=(source,))
         else:
             self.copy(node, source.name, y, channels, (0, 1), (0, 1))
 
     def concat(self, node: Node) -> None:
-        y = self.maps[node.name] = self.new_map(node)
+        y = self.define(node, self.lanes(node))
         first = 0
         for name in node.inputs:
             channels = self.graph[name].spec.shape[0]
@@ -307,17 +401,22 @@ class Lowering:
     def flatten(self, node: Node) -> None:
         source = self.graph[node.inputs[0]]
         c, h, w = _chw(source.spec.shape)
+        if self.dissolves(node):
+            return  # the linear layers read the map itself
+        x = self.value(source.name, self.whole(source.name))
         if h == w == 1:
-            self.maps[node.name] = self.value(source.name)
+            self.maps[node.name] = [x]
             return
-        if all(u.op in ("linear", "qlinear") for u in self.consumers[node.name]) and node.name not in self.outputs:
-            return  # the linear layer reads the map itself
-        y = self.maps[node.name] = self.new_map(node)
-        self.emit((node,), "flatten", "moves channels", "flatten", {"x": self.value(source.name)}, {"y": y},
-                  input=(h, w, c), codes=node.spec.dtype != "f32")
+        y = self.define(node, self.lanes(node))
+        self.emit((node,), "flatten", "moves channels", "flatten", {"x": x}, {"y": y}, input=(h, w, c),
+                  codes=node.spec.dtype != "f32")
+
+    LOADS: dict[str, Callable[[Lowering, Node, Map], None]] = {
+        "input": load_image, "normalize": load_normalized, "quantize_input": load_quantized,
+    }
 
     HANDLERS: dict[str, Callable[[Lowering, Node], None]] = {
-        "normalize": normalize, "quantize_input": quantize_input, "conv2d": conv_f32, "linear": conv_f32,
+        "normalize": load, "quantize_input": load, "conv2d": conv_f32, "linear": conv_f32,
         "qconv2d": conv_u8, "qlinear": conv_u8, "qrecode": qrecode, "add": add, "clamp": add, "mean": mean, "qadd": qadd,
         "max_pool2d": pool, "avg_pool2d": pool, "global_avg_pool": pool, "qavg_pool2d": pool,
         "qglobal_avg_pool": pool, "strided_slice": strided_slice, "channel_pad": channel_pad, "concat": concat,
@@ -337,5 +436,6 @@ class Lowering:
             handler(self, node)
         for member in self.graph.members:
             classes = self.graph[member.output].spec.shape[0]
-            self.emit((self.graph[member.output],), "store_logits", f"member {member.name}", "store_logits",
-                      {"x": self.maps[member.output]}, {}, classes=classes)
+            logits = self.value(member.output, whole(self.images, 1, 1))
+            self.emit((self.graph[member.output],), "store_logits", f"member {member.name}", "store_logits", {"x": logits}, {},
+                      classes=classes)

@@ -11,11 +11,15 @@ from .plan import Map, Step
 
 
 def lifetimes(steps: Sequence[Step]) -> dict[int, tuple[Map, int, int]]:
-    """id(map) -> (map, first step that touches it, last step that touches it)."""
+    """id(map) -> (map, first step that touches it, last step that touches it).
+
+    A map that joins groups for a later stage is filled over many runs of the steps before, so it lives from the first step on.
+    """
     alive: dict[int, tuple[Map, int, int]] = {}
     for index, step in enumerate(steps):
         for buffer in (*step.reads.values(), *step.writes.values()):
-            first = alive[id(buffer)][1] if id(buffer) in alive else index
+            joins = any(buffer is m for m in step.writes.values()) and step.method == "regroup" and buffer.images > step.images
+            first = 0 if joins else alive[id(buffer)][1] if id(buffer) in alive else index
             alive[id(buffer)] = (buffer, first, index)
     return alive
 

@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 
-LINE_BYTES = 64  # one (pixel, channel) of float32 or one (pixel, 4 channels) of codes, for 16 images
+from .lanes import LANES, Lanes
+
+LINE_BYTES = 64  # one (pixel, channel) of float32 or one (pixel, 4 channels) of codes, for 16 lanes
 
 
 @dataclass
 class Map:
-    """A tensor of one tile of 16 images in the images-in-lanes layout, with a halo of padding around its pixels.
+    """A tensor of one tile in the lanes layout, with a halo around its pixels.
 
-    lines: units of 4 channels for codes, channels for float32.  halo: (top, left, bottom, right) pixels.
-    pattern: the 4-byte value of each line in the halo, uint32 [lines].  start: byte offset in the arena, set by the memory planner.
+    h, w: pixels of one lane.  lines: units of 4 channels for codes, channels for float32.
+    size: pixels of the whole map, and grid: (images, rows, columns) of its lanes; by default a lane is an image.
+    halo: (top, left, bottom, right) pixels.  pattern: the 4-byte value that each line has outside the map, uint32 [lines];
+    surrounded: someone reads it there.  start: byte offset in the arena, set by the memory planner.
     """
 
     name: str
@@ -29,6 +33,21 @@ class Map:
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
     pattern: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
     start: int = -1
+    size: tuple[int, int] = (0, 0)
+    grid: tuple[int, int, int] = (LANES, 1, 1)
+    surrounded: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size == (0, 0):
+            self.size = (self.h, self.w)
+
+    @property
+    def lanes(self) -> Lanes:
+        return Lanes(*self.grid, self.h, self.w)
+
+    @property
+    def images(self) -> int:
+        return self.grid[0]
 
     @property
     def pixel(self) -> int:
@@ -58,11 +77,12 @@ class Map:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of a kernel for one tile.
+    """One call of a kernel for one group of images.
 
     nodes: the graph nodes it computes.  kernel: a name such as ``conv2d_u4xs4_u8``.  reason: why this kernel.
     method: the builder of the native program.  maps: argument name -> Map read or written (reads, writes).
     arguments: everything else the builder takes.  macs: multiply-accumulates per image.  packed_bytes: weights in memory.
+    images: in a group. Steps of equal ``images`` are a stage.
     """
 
     nodes: tuple[str, ...]
@@ -74,14 +94,17 @@ class Step:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     macs: int = 0
     packed_bytes: int = 0
+    images: int = LANES
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What :class:`hce_engine.backends.cpu.CpuBackend` runs: ``members`` in the order of the program's outputs."""
+    """What :class:`hce_engine.backends.cpu.CpuBackend` runs: ``members`` in the order of the program's outputs, for tiles of
+    ``images`` images. Steps stand in the order of their stages (csrc/cpu/program.h)."""
 
     isa: str
     members: tuple[str, ...]
+    images: int
     steps: tuple[Step, ...]
     arena_bytes: int
 
