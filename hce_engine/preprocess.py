@@ -85,13 +85,14 @@ def check_images(images: np.ndarray, spec: InputSpec) -> np.ndarray:
 
     A batch may be empty. Non-contiguous batches are refused rather than copied behind the caller's back.
     """
-    want = f"(N, {', '.join(map(str, spec.array_shape))}) {spec.numpy_dtype} ({spec.kind})"
-
     def refuse(got: str, fix: str) -> InputError:
+        want = f"(N, {', '.join(map(str, spec.array_shape))}) {spec.numpy_dtype} ({spec.kind})"
         return InputError("images", expected=want, got=got, fix=fix)
 
     if not isinstance(images, np.ndarray):
         raise refuse(type(images).__name__, "pass a numpy array or a torch tensor")
+    if images.dtype == spec.numpy_dtype and images.shape[1:] == spec.array_shape and images.ndim == 4 and images.flags.c_contiguous:
+        return images  # the usual case, without words
     described = f"{images.shape} {images.dtype}"
     if images.dtype != spec.numpy_dtype:
         scaled = "pass pixels 0 to 255; scale floats before converting them"
@@ -102,9 +103,7 @@ def check_images(images: np.ndarray, spec: InputSpec) -> np.ndarray:
         swapped = (images.shape[1], images.shape[2], images.shape[3])
         hint = "transpose to the stated layout" if sorted(swapped) == sorted(spec.array_shape) else "resize the images"
         raise refuse(described, hint)
-    if not images.flags.c_contiguous:
-        raise refuse(f"{described} with strides {images.strides}", "pass np.ascontiguousarray(images), or images.contiguous() of a tensor")
-    return images
+    raise refuse(f"{described} with strides {images.strides}", "pass np.ascontiguousarray(images), or images.contiguous() of a tensor")
 
 
 def to_nchw(images: np.ndarray, spec: InputSpec) -> np.ndarray:

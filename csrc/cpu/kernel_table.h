@@ -15,8 +15,7 @@ struct KernelTable {
   void (*load_codes)(const LoadCodesArgs&);
   void (*load_normalized)(const LoadNormalizedArgs&);
   void (*load_quantized)(const LoadQuantizedArgs&);
-  void (*halo)(const HaloArgs&);
-  void (*regroup)(const RegroupArgs&);
+  void (*move_lanes)(const MoveLanesArgs&);
   void (*fill)(const FillArgs&);
   void (*max_pool_f32)(const PoolArgs&);
   void (*max_pool_u8)(const PoolArgs&);

@@ -1,4 +1,5 @@
 // Steps that know what a lane is: images into lanes, halos, and changes of lanes.
+#include <algorithm>
 #include <array>
 #include <map>
 #include <string>
@@ -24,42 +25,105 @@ void CheckImageGrid(const Program& program, const MapRef& y, const LaneGrid& gri
   program.Check("image", y, 0, grid.h, 0, grid.w, lines);
 }
 
-// Along one axis: the pixel of a block, from -before to size + after, that lies `shift` blocks on at pixel `from` of a block;
-// bit n of `inside`: for block n it lies inside the map.
-struct AxisPixel {
-  int from, shift;
-  uint32_t inside;
-  bool own;  // a pixel of the block itself
-};
-
-AxisPixel OnAxis(int64_t pixel, int32_t size, int32_t blocks, int32_t extent) {
-  const int64_t shift = pixel >= 0 ? pixel / size : -((size - 1 - pixel) / size);
-  AxisPixel p{static_cast<int>(pixel - shift * size), static_cast<int>(shift), 0, shift == 0};
-  for (int n = 0; n < blocks; ++n) {
-    const int64_t at = int64_t{n} * size + pixel;
-    if (at >= 0 && at < extent) p.inside |= 1u << n;
-  }
-  return p;
-}
-
 using LaneOrder = std::array<int32_t, kTile>;
 
-LaneOrder Order(const LaneGrid& g, const AxisPixel& row, const AxisPixel& column) {
+// Spans as they are found, pixel by pixel; orders are stored once, and [groups][16] each.
+class Spans {
+ public:
+  explicit Spans(int64_t pixel) : pixel_(pixel) {}
+
+  // Pixel `to` gets lanes of `from`; all lanes -1: padding.
+  void Add(int64_t to, int64_t from, const LaneOrder& order, bool keep) {
+    int64_t index = -1;
+    for (int32_t lane : order)
+      if (lane >= 0) index = 0;
+    if (index == 0) {
+      const auto [entry, added] = known_.try_emplace(order, static_cast<int64_t>(orders_.size()));
+      if (added) orders_.push_back(order);
+      index = entry->second;
+    }
+    if (!spans_.empty()) {
+      Span& last = spans_.back();
+      const int64_t bytes = last.pixels * pixel_;
+      if (last.order == index && last.keep == keep && last.to + bytes == to && (index < 0 || last.from + bytes == from)) {
+        ++last.pixels;
+        return;
+      }
+    }
+    spans_.push_back({to, from, index, 1, keep});
+  }
+
+  // A step that moves lanes of x to y. Lanes of group g are those of group 0, `group_lanes` further each.
+  void AddStep(Program& program, const MapRef& x, const MapRef& y, std::vector<uint32_t> pattern, int groups, int group_images,
+               int group_lanes) {
+    std::vector<int32_t> orders(orders_.size() * groups * kTile, -1);
+    for (size_t k = 0; k < orders_.size(); ++k)
+      for (int g = 0; g < groups; ++g)
+        for (int n = 0; n + g * group_lanes < kTile; ++n)
+          if (orders_[k][n] >= 0) orders[(k * groups + g) * kTile + n + g * group_lanes] = orders_[k][n];
+    std::vector<LaneSpan> spans;
+    for (const Span& s : spans_)
+      spans.push_back({s.to, s.from, s.order < 0 ? nullptr : orders.data() + s.order * groups * kTile, s.pixels, s.keep});
+    // The orders move into the step as a whole, so that the spans' pointers to them stay.
+    hce::AddStep(program, [=, spans = std::move(spans), orders = std::move(orders), pattern = std::move(pattern)](Tile& tile) {
+      const int32_t group = tile.offset / group_images % groups;
+      tile.kernels->move_lanes({tile.arena + x.offset, tile.arena + y.offset, static_cast<int32_t>(pattern.size()), pattern.data(),
+                                spans.data(), static_cast<int64_t>(spans.size()), group, group > 0});
+    });
+  }
+
+ private:
+  struct Span {
+    int64_t to, from, order;  // order -1: padding
+    int32_t pixels;
+    bool keep;
+  };
+
+  int64_t pixel_;
+  std::vector<Span> spans_;
+  std::vector<LaneOrder> orders_;
+  std::map<LaneOrder, int64_t> known_;
+};
+
+// Along one axis: where pixel `at` of the blocks of one arrangement lies in the blocks of another, which has the same extent.
+// For each block n the pixel, and the block in which it is; -1 outside the map.
+struct AxisSource {
+  std::array<int64_t, kTile> pixel, block;
+};
+
+AxisSource OnAxis(int64_t at, int32_t to_size, int32_t to_blocks, int32_t from_size, int32_t extent) {
+  AxisSource source;
+  source.pixel.fill(-1);
+  source.block.fill(-1);
+  for (int n = 0; n < to_blocks; ++n) {
+    const int64_t whole = int64_t{n} * to_size + at;
+    if (whole < 0 || whole >= extent) continue;
+    source.pixel[n] = whole % from_size;
+    source.block[n] = whole / from_size;
+  }
+  return source;
+}
+
+// The lanes of `to` whose source is pixel (row, column) of a block of `from`, and the lanes where it is.
+LaneOrder Order(const LaneGrid& from, const LaneGrid& to, const AxisSource& rows, const AxisSource& columns, int64_t row,
+                int64_t column) {
   LaneOrder order;
   order.fill(-1);
-  for (int n = 0; n < g.images; ++n)
-    for (int i = 0; i < g.rows; ++i)
-      for (int j = 0; j < g.columns; ++j)
-        if ((row.inside >> i & 1) && (column.inside >> j & 1))
-          order[(n * g.rows + i) * g.columns + j] = (n * g.rows + i + row.shift) * g.columns + j + column.shift;
+  for (int n = 0; n < from.images; ++n)
+    for (int i = 0; i < to.rows; ++i)
+      for (int j = 0; j < to.columns; ++j)
+        if (rows.pixel[i] == row && columns.pixel[j] == column)
+          order[(n * to.rows + i) * to.columns + j] =
+              static_cast<int32_t>((n * from.rows + rows.block[i]) * from.columns + columns.block[j]);
   return order;
 }
 
-// Offsets of the rows or columns of a whole map: pixel `at` lies in block at / size, `block_lanes` lanes further per block.
-std::vector<int64_t> AxisOffsets(int32_t extent, int32_t size, int64_t stride, int32_t block_lanes) {
-  std::vector<int64_t> offsets;
-  for (int32_t at = 0; at < extent; ++at) offsets.push_back(at % size * stride + int64_t{at / size} * block_lanes * 4);
-  return offsets;
+// The distinct pixels of an axis, in the order of its blocks.
+std::vector<int64_t> Distinct(const AxisSource& source) {
+  std::vector<int64_t> pixels;
+  for (int64_t pixel : source.pixel)
+    if (pixel >= 0 && std::find(pixels.begin(), pixels.end(), pixel) == pixels.end()) pixels.push_back(pixel);
+  return pixels;
 }
 
 }  // namespace
@@ -91,51 +155,25 @@ void AddHalo(Program& program, HaloSpec spec) {
   Require(spec.top >= 0 && spec.left >= 0 && spec.bottom >= 0 && spec.right >= 0, "halo: widths of at least 0 expected");
   Require(static_cast<int64_t>(spec.pattern.size()) * kLineBytes == spec.y.pixel, "halo: one word per line expected");
   CheckGrid(g, spec.h, spec.w);
-  const int lines = static_cast<int>(spec.pattern.size());
-  program.Check("halo", spec.y, -int64_t{spec.top}, int64_t{g.h} + spec.bottom, -int64_t{spec.left}, int64_t{g.w} + spec.right, lines);
-  std::vector<LaneOrder> orders;
-  std::map<LaneOrder, int64_t> known;
-  struct Span {
-    int64_t to, from, order;  // order: -1 is padding in every lane
-    int32_t pixels;
-  };
-  std::vector<Span> spans;
-  std::vector<AxisPixel> columns;
-  for (int64_t c = -int64_t{spec.left}; c < int64_t{g.w} + spec.right; ++c) columns.push_back(OnAxis(c, g.w, g.columns, spec.w));
-  const uint32_t all_rows = (1u << g.rows) - 1, all_columns = (1u << g.columns) - 1;
+  program.Check("halo", spec.y, -int64_t{spec.top}, int64_t{g.h} + spec.bottom, -int64_t{spec.left}, int64_t{g.w} + spec.right,
+                static_cast<int64_t>(spec.pattern.size()));
+  std::vector<AxisSource> columns;
+  for (int64_t c = -int64_t{spec.left}; c < int64_t{g.w} + spec.right; ++c) columns.push_back(OnAxis(c, g.w, g.columns, g.w, spec.w));
+  const auto full = [](const AxisSource& source, int blocks) { return source.pixel[0] >= 0 && source.pixel[blocks - 1] >= 0; };
+  Spans spans(spec.y.pixel);
   for (int64_t r = -int64_t{spec.top}; r < int64_t{g.h} + spec.bottom; ++r) {
-    const AxisPixel row = OnAxis(r, g.h, g.rows, spec.h);
-    bool adjacent = false;  // the last span ends where the next pixel begins
-    for (size_t k = 0; k < columns.size(); ++k) {
-      const AxisPixel& column = columns[k];
-      if (row.own && column.own && row.inside == all_rows && column.inside == all_columns) {
-        adjacent = false;
-        continue;
-      }
-      int64_t order = -1;
-      if (row.inside && column.inside) {
-        const auto [entry, added] = known.try_emplace(Order(g, row, column), static_cast<int64_t>(orders.size()));
-        if (added) orders.push_back(entry->first);
-        order = entry->second;
-      }
-      const int64_t to = r * spec.y.row + (static_cast<int64_t>(k) - spec.left) * spec.y.pixel;
-      const int64_t from = row.from * spec.y.row + column.from * spec.y.pixel;
-      if (adjacent && spans.back().order == order &&
-          (order < 0 || spans.back().from + spans.back().pixels * spec.y.pixel == from))
-        ++spans.back().pixels;
-      else
-        spans.push_back({to, from, order, 1});
-      adjacent = true;
+    const AxisSource row = OnAxis(r, g.h, g.rows, g.h, spec.h);
+    for (int64_t c = -int64_t{spec.left}; c < int64_t{g.w} + spec.right; ++c) {
+      const AxisSource& column = columns[c + spec.left];
+      const bool own = 0 <= r && r < g.h && 0 <= c && c < g.w;
+      if (own && full(row, g.rows) && full(column, g.columns)) continue;  // inside the map in every lane
+      // All blocks have one size, so the source is the same pixel in every lane that has one.
+      const int64_t from_row = ((r % g.h) + g.h) % g.h, from_column = ((c % g.w) + g.w) % g.w;
+      spans.Add(r * spec.y.row + c * spec.y.pixel, from_row * spec.y.row + from_column * spec.y.pixel,
+                Order(g, g, row, column, from_row, from_column), false);
     }
   }
-  std::vector<HaloSpan> final_spans;
-  for (const Span& s : spans)
-    final_spans.push_back({s.to, s.from, s.order < 0 ? nullptr : orders[s.order].data(), s.pixels});
-  // The orders move into the step as a whole, so that the spans' pointers to them stay.
-  AddStep(program, [y = spec.y, lines, spans = std::move(final_spans), orders = std::move(orders),
-                    pattern = std::move(spec.pattern)](Tile& tile) {
-    tile.kernels->halo({tile.arena + y.offset, lines, pattern.data(), spans.data(), static_cast<int64_t>(spans.size())});
-  });
+  spans.AddStep(program, spec.y, spec.y, std::move(spec.pattern), 1, g.images, 0);
 }
 
 void AddRegroup(Program& program, RegroupSpec spec) {
@@ -144,22 +182,32 @@ void AddRegroup(Program& program, RegroupSpec spec) {
   CheckGrid(from, spec.h, spec.w);
   CheckGrid(to, spec.h, spec.w);
   Require(from.images == program.stage_images() && to.images % from.images == 0, "regroup: whole groups of the stage expected");
+  Require(spec.x.pixel == spec.lines * kLineBytes && spec.y.pixel == spec.x.pixel, "regroup: maps of these lines expected");
   program.Check("regrouped input", spec.x, 0, from.h, 0, from.w, spec.lines);
   program.Check("regrouped output", spec.y, 0, to.h, 0, to.w, spec.lines);
-  const auto offsets = [&](const MapRef& map, const LaneGrid& g) {
-    return std::pair{AxisOffsets(spec.h, g.h, map.row, g.columns), AxisOffsets(spec.w, g.w, map.pixel, 1)};
-  };
-  const bool whole = to.rows * to.h == spec.h && to.columns * to.w == spec.w && to.images * to.rows * to.columns == kTile;
-  AddStep(program, [spec, whole, x = offsets(spec.x, from), y = offsets(spec.y, to)](Tile& tile) {
-    const LaneGrid &g = spec.from, &t = spec.to;
-    const int first = static_cast<int>(tile.offset % t.images);
-    // What no image fills is zero, not what the arena held.
-    if (first == 0 && (!whole || tile.left < t.images)) tile.kernels->fill({At(tile, spec.y), {t.h, t.w, spec.lines}, 0});
-    const int64_t from_image = int64_t{g.rows} * g.columns * 4, to_image = int64_t{t.rows} * t.columns * 4;
-    tile.kernels->regroup({tile.arena + spec.x.offset, tile.arena + spec.y.offset + first * to_image, x.first.data(),
-                           x.second.data(), y.first.data(), y.second.data(), from_image, to_image, spec.h, spec.w,
-                           tile.images.count, spec.lines});
-  });
+  std::vector<AxisSource> columns;
+  for (int32_t c = 0; c < to.w; ++c) columns.push_back(OnAxis(c, to.w, to.columns, from.w, spec.w));
+  Spans spans(spec.y.pixel);
+  for (int32_t r = 0; r < to.h; ++r) {
+    const AxisSource row = OnAxis(r, to.h, to.rows, from.h, spec.h);
+    for (int32_t c = 0; c < to.w; ++c) {
+      const int64_t at = r * spec.y.row + c * spec.y.pixel;
+      bool keep = false;  // the first source also writes zeros where no image or no pixel is
+      for (int64_t from_row : Distinct(row))
+        for (int64_t from_column : Distinct(columns[c])) {
+          spans.Add(at, from_row * spec.x.row + from_column * spec.x.pixel,
+                    Order(from, to, row, columns[c], from_row, from_column), keep);
+          keep = true;
+        }
+      if (!keep) {
+        LaneOrder none;
+        none.fill(-1);
+        spans.Add(at, 0, none, false);
+      }
+    }
+  }
+  spans.AddStep(program, spec.x, spec.y, std::vector<uint32_t>(spec.lines, 0), to.images / from.images, from.images,
+                from.images * to.rows * to.columns);
 }
 
 }  // namespace hce

@@ -41,30 +41,23 @@ struct LoadQuantizedArgs {
   float low, multiplier;
   View y;
 };
-// What surrounds the pixels of a map, span by span. In each line of a span's pixels, lane n becomes lane lanes[n] of the same
-// line of the pixels `from` bytes into the map, which are the neighbour's border; or the line's padding value where
-// lanes[n] < 0, at the border of an image.
-struct HaloSpan {
-  int64_t to, from;      // first pixel, bytes from `origin`
-  const int32_t* lanes;  // 16; nullptr: padding in every lane, `from` is not read
-  int32_t pixels;
+// Lines whose lanes move, span by span: lane n of a line of `to` becomes lane lanes[n] of the same line of `from`. Where
+// lanes[n] < 0 it stays as it is if the span or the call keeps lanes, and else becomes the line's padding value.
+struct LaneSpan {
+  int64_t to, from;      // first pixel, bytes from the maps'
+  const int32_t* lanes;  // [groups][16]; nullptr: padding in every lane, `from` is not read
+  int32_t pixels;        // adjacent in both maps
+  bool keep;
 };
-struct HaloArgs {
-  uint8_t* origin;
-  int32_t lines;             // per pixel; pixels of a span are adjacent
-  const uint32_t* pattern;   // padding value of each line
-  const HaloSpan* spans;
+struct MoveLanesArgs {
+  const uint8_t* from;
+  uint8_t* to;             // may be the same map
+  int32_t lines;           // per pixel
+  const uint32_t* pattern;  // padding value of each line
+  const LaneSpan* spans;
   int64_t span_count;
-};
-// Lines of a map in another arrangement of lanes. The word of row r, column c and image n moves
-//   from x + from_row[r] + from_column[c] + n * from_image   to y + to_row[r] + to_column[c] + n * to_image
-// for each line; offsets in bytes count the lane.
-struct RegroupArgs {
-  const uint8_t* x;
-  uint8_t* y;
-  const int64_t *from_row, *from_column, *to_row, *to_column;
-  int64_t from_image, to_image;
-  int32_t h, w, images, lines;
+  int32_t group;  // row of `lanes`
+  bool keep;
 };
 struct PoolArgs {
   ConstView x;

@@ -45,16 +45,15 @@ void Program::Add(std::unique_ptr<Step> step) {
   stages_.back().end = steps_.size();
 }
 
-void Program::RunStage(size_t stage, Tile& tile, const uint8_t* images, int first, int end, int count,
+void Program::RunStage(size_t stage, Tile& tile, const uint8_t* images, int first, int end,
                        int64_t* nanoseconds) const {
   const Stage& s = stages_[stage];
   for (; first < end; first += s.images) {
     const int last = first + s.images < end ? first + s.images : end;
-    if (stage > 0) RunStage(stage - 1, tile, images, first, last, count, nanoseconds);
+    if (stage > 0) RunStage(stage - 1, tile, images, first, last, nanoseconds);
     tile.images.data = images + first * image_bytes();
     tile.images.count = last - first;
     tile.offset = first;
-    tile.left = count - first;
     for (size_t i = s.begin; i < s.end; ++i) {
       if (!nanoseconds) {
         steps_[i]->Run(tile);
@@ -69,7 +68,7 @@ void Program::RunStage(size_t stage, Tile& tile, const uint8_t* images, int firs
 }
 
 void Program::Run(Tile& tile, const uint8_t* images, int count, int64_t* nanoseconds) const {
-  if (!stages_.empty()) RunStage(stages_.size() - 1, tile, images, 0, count, count, nanoseconds);
+  if (!stages_.empty()) RunStage(stages_.size() - 1, tile, images, 0, count, nanoseconds);
 }
 
 Executor::Executor(const KernelTable* kernels, int threads) : kernels_(kernels), pool_(threads), arenas_(threads) {}

@@ -32,7 +32,6 @@ struct Tile {  // what a step sees while it runs
   int8_t* weights;  // room for the unpacked weights of the largest quantized layer
   ImageTile images;            // of the group
   int32_t offset;              // index of the group's first image in the tile
-  int32_t left;                // images of the tile from there on, this group's and later ones
   int64_t first;               // index of the tile's first image in the batch
   float* const* logits;        // of the whole batch, one per member output
   bool non_finite[kTile];      // images of the tile that hold NaN or Inf: their logits become NaN
@@ -80,7 +79,7 @@ class Program {
   };
 
   // What the first stage.. `stage` do with the images [first, end) of the tile.
-  void RunStage(size_t stage, Tile& tile, const uint8_t* images, int first, int end, int count, int64_t* nanoseconds) const;
+  void RunStage(size_t stage, Tile& tile, const uint8_t* images, int first, int end, int64_t* nanoseconds) const;
 
   const KernelTable* kernels_;
   std::vector<Stage> stages_;

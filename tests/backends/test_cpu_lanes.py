@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import numpy as np
@@ -104,11 +105,11 @@ def test_maps_whose_padding_differs_do_not_share_a_halo() -> None:
 def test_batches_are_cut_into_tiles_that_cover_them() -> None:
     for threads in (1, 2, 3, 8):
         for largest in SIZES:
-            for count in (*range(0, 70), 128, 1000):
+            for count in (*range(70), 128, 1000):
                 runs = tiles(count, threads, largest)
                 covered = sorted((first, images) for _, first, images in runs)
                 assert sum(images for _, images in covered) == count
-                assert all(a + n == b for (a, n), (b, _) in zip(covered, covered[1:], strict=False))
+                assert all(a + n == b for (a, n), (b, _) in itertools.pairwise(covered))
                 assert all(size <= largest and size in SIZES and images > 0 for size, _, images in runs)
     assert tiles(1, 2, 16) == ((1, 0, 1),)
     assert tiles(16, 1, 16) == ((16, 0, 16),)

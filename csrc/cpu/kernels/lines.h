@@ -7,10 +7,10 @@
 namespace hce::kernels {
 
 template <class S>
-void Halo(const HaloArgs& a) {
+void MoveLanes(const MoveLanesArgs& a) {
   for (int64_t k = 0; k < a.span_count; ++k) {
-    const HaloSpan& span = a.spans[k];
-    uint8_t* to = a.origin + span.to;
+    const LaneSpan& span = a.spans[k];
+    uint8_t* to = a.to + span.to;
     if (span.lanes == nullptr) {
       for (int p = 0; p < span.pixels; ++p)
         for (int l = 0; l < a.lines; ++l, to += kLineBytes) {
@@ -19,22 +19,16 @@ void Halo(const HaloArgs& a) {
         }
       continue;
     }
-    const uint8_t* from = a.origin + span.from;
-    const typename S::LaneOrder order = S::LoadLaneOrder(span.lanes);
-    for (int p = 0; p < span.pixels; ++p)
-      for (int l = 0; l < a.lines; ++l, to += kLineBytes, from += kLineBytes) S::MoveLanes(to, from, order, a.pattern[l]);
+    const uint8_t* from = a.from + span.from;
+    const typename S::LaneOrder order = S::LoadLaneOrder(span.lanes + a.group * kTile);
+    const int64_t bytes = int64_t{span.pixels} * a.lines * kLineBytes;
+    if (span.keep || a.keep) {
+      for (int64_t at = 0; at < bytes; at += kLineBytes) S::MergeLanes(to + at, from + at, order);
+    } else {
+      for (int p = 0; p < span.pixels; ++p)
+        for (int l = 0; l < a.lines; ++l, to += kLineBytes, from += kLineBytes) S::MoveLanes(to, from, order, a.pattern[l]);
+    }
   }
-}
-
-template <class S>
-void Regroup(const RegroupArgs& a) {
-  for (int r = 0; r < a.h; ++r)
-    for (int c = 0; c < a.w; ++c)
-      for (int n = 0; n < a.images; ++n) {
-        const uint8_t* x = a.x + a.from_row[r] + a.from_column[c] + n * a.from_image;
-        uint8_t* y = a.y + a.to_row[r] + a.to_column[c] + n * a.to_image;
-        for (int l = 0; l < a.lines; ++l) __builtin_memcpy(y + l * kLineBytes, x + l * kLineBytes, 4);
-      }
 }
 
 template <class S>

@@ -72,22 +72,29 @@ struct Simd {
   }
 
   // Sums of two products in int16, many steps long: two instructions per 32 products instead of three.
-  // to[n] = order[n] < 0 ? padding : from[order[n]], words of one line; `to` may be `from`.
+  // Words of one line: to[n] = order[n] < 0 ? padding : from[order[n]], where MergeLanes leaves to[n]. `to` may be `from`.
   struct LaneOrder {
     I lanes[2];
   };
   static LaneOrder LoadLaneOrder(const int32_t* order) {
     return {{_mm256_loadu_si256(reinterpret_cast<const I*>(order)), _mm256_loadu_si256(reinterpret_cast<const I*>(order + 8))}};
   }
+  // Bits 0 to 2 of a lane's order choose within a half, bit 3 the half, the sign `otherwise`.
+  static I Ordered(I low, I high, I order, I otherwise) {
+    const F in_low = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(low, order));
+    const F in_high = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(high, order));
+    const F moved = _mm256_blendv_ps(in_low, in_high, _mm256_castsi256_ps(_mm256_slli_epi32(order, 28)));
+    return _mm256_castps_si256(_mm256_blendv_ps(moved, _mm256_castsi256_ps(otherwise), _mm256_castsi256_ps(order)));
+  }
   static void MoveLanes(uint8_t* to, const uint8_t* from, const LaneOrder& order, uint32_t padding) {
     const I low = LoadI(from), high = LoadI(from + 32), pad = SetI(static_cast<int32_t>(padding));
-    for (int half = 0; half < 2; ++half) {  // bits 0 to 2 choose within a half, bit 3 the half, the sign padding
-      const I lanes = order.lanes[half];
-      const F in_low = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(low, lanes));
-      const F in_high = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(high, lanes));
-      const F moved = _mm256_blendv_ps(in_low, in_high, _mm256_castsi256_ps(_mm256_slli_epi32(lanes, 28)));
-      StoreI(to + 32 * half, _mm256_castps_si256(_mm256_blendv_ps(moved, _mm256_castsi256_ps(pad), _mm256_castsi256_ps(lanes))));
-    }
+    StoreI(to, Ordered(low, high, order.lanes[0], pad));
+    StoreI(to + 32, Ordered(low, high, order.lanes[1], pad));
+  }
+  static void MergeLanes(uint8_t* to, const uint8_t* from, const LaneOrder& order) {
+    const I low = LoadI(from), high = LoadI(from + 32);
+    StoreI(to, Ordered(low, high, order.lanes[0], LoadI(to)));
+    StoreI(to + 32, Ordered(low, high, order.lanes[1], LoadI(to + 32)));
   }
 
   static constexpr bool kPairSums = true;

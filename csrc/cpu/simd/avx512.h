@@ -107,7 +107,7 @@ struct Simd {
     for (int i = 0; i < 16; ++i) r[i] = t[i];
   }
 
-  // to[n] = order[n] < 0 ? padding : from[order[n]], words of one line; `to` may be `from`.
+  // Words of one line: to[n] = order[n] < 0 ? padding : from[order[n]], where MergeLanes leaves to[n]. `to` may be `from`.
   struct LaneOrder {
     I lanes;
     __mmask16 moved;
@@ -118,6 +118,9 @@ struct Simd {
   }
   static void MoveLanes(uint8_t* to, const uint8_t* from, const LaneOrder& order, uint32_t padding) {
     StoreI(to, _mm512_mask_permutexvar_epi32(SetI(static_cast<int32_t>(padding)), order.moved, order.lanes, LoadI(from)));
+  }
+  static void MergeLanes(uint8_t* to, const uint8_t* from, const LaneOrder& order) {
+    StoreI(to, _mm512_mask_permutexvar_epi32(LoadI(to), order.moved, order.lanes, LoadI(from)));
   }
 
   // acc[l] += sum_{j<4} x[l][j] * w[j]; x unsigned bytes, w signed bytes, the same four for every lane. No saturation.

@@ -55,7 +55,7 @@ struct Simd {
     return __builtin_convertvector((v + magic) - magic, I);
   }
 
-  // to[n] = order[n] < 0 ? padding : from[order[n]], words of one line; `to` may be `from`.
+  // Words of one line: to[n] = order[n] < 0 ? padding : from[order[n]], where MergeLanes leaves to[n]. `to` may be `from`.
   struct LaneOrder {
     const int32_t* lanes;
   };
@@ -64,6 +64,14 @@ struct Simd {
     uint32_t line[16], moved[16];
     __builtin_memcpy(line, from, sizeof line);
     for (int n = 0; n < 16; ++n) moved[n] = order.lanes[n] < 0 ? padding : line[order.lanes[n]];
+    __builtin_memcpy(to, moved, sizeof moved);
+  }
+  static void MergeLanes(uint8_t* to, const uint8_t* from, const LaneOrder& order) {
+    uint32_t line[16], moved[16];
+    __builtin_memcpy(line, from, sizeof line);
+    __builtin_memcpy(moved, to, sizeof moved);
+    for (int n = 0; n < 16; ++n)
+      if (order.lanes[n] >= 0) moved[n] = line[order.lanes[n]];
     __builtin_memcpy(to, moved, sizeof moved);
   }
 
