@@ -39,12 +39,14 @@ def build_plan(
     """The plan of all members of ``graph`` (they share the nodes they have in common) on instruction set ``isa``.
 
     choose_conv_f32: the rule for float convolutions; benchmarks pass others to compare algorithms.
-    images: in a tile, 1 to 16.  packed: weights in kernel order that plans of this graph share, filled as they are needed.
+    images: in a tile, 1 to 16; the plan may take fewer, where more would only leave the caches.  packed: weights in kernel order that plans of this graph share, filled as they are needed.
     The graph must be lowered: no batch norms. Raises GraphError or UnsupportedError.
     """
     lowering = Lowering(verify(graph), isa, choose_conv_f32, images, {} if packed is None else packed)
     lowering.run()
-    steps = _with_halos(sorted(lowering.steps, key=lambda step: step.images))
+    # A stage never reads what a later one makes, so a stable sort keeps every step behind those that it needs.
+    steps = sorted(_with_halos(lowering.steps), key=lambda step: step.images)
     arena = memory.place(steps)
     assert arena % LINE_BYTES == 0
-    return Plan(isa, tuple(m.name for m in graph.members), images, tuple(steps), arena)
+    return Plan(isa, tuple(m.name for m in graph.members), max(step.images for step in steps), tuple(steps), arena,
+                lowering.stages.reason)

@@ -32,6 +32,10 @@ class Lanes:
         return (self.images, self.rows, self.columns, self.h, self.w)
 
     @property
+    def grid(self) -> tuple[int, int, int]:
+        return (self.images, self.rows, self.columns)
+
+    @property
     def used(self) -> int:
         return self.images * self.rows * self.columns
 

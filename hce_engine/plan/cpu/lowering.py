@@ -15,27 +15,19 @@ import numpy as np
 from ... import _native, numerics
 from ...errors import UnsupportedError
 from ...graph import Graph, Node
-from . import select, weights
+from . import select, stages, weights
+from .caches import caches
 from .lanes import Lanes, strided, whole
 from .plan import Map, Step
-from .spread import WINOGRAD_BLOCK, Spread
+from .spread import lines_of, size_of
 
 INT16_LIMIT = 2**15 - 1
 ONE = (1, 1)
 SCRATCH = ("scratch", "sums")  # maps that hold no pixels
 
 
-def _lines(channels: int, dtype: str) -> int:
-    return channels if dtype == "f32" else -(-channels // 4)
-
-
 def _chw(shape: Sequence[int]) -> tuple[int, int, int]:
     return (shape[0], 1, 1) if len(shape) == 1 else (shape[0], shape[1], shape[2])
-
-
-def _size(node: Node) -> tuple[int, int]:
-    """Pixels of a node's map; a vector is one pixel."""
-    return _chw(node.spec.shape)[1:]
 
 
 def _limits(node: Node) -> tuple[float, float]:
@@ -59,23 +51,19 @@ class Lowering:
         self.done: set[str] = set()  # nodes computed inside another node's step
         self.native = _native.extension()
         winograd = {n.name for n in graph.nodes if n.op == "conv2d" and self.conv_choice(n).winograd}
-        self.images = images
-        self.spread = Spread(graph, images, winograd)
+        self.stages = stages.choose(graph, isa, images, winograd, caches())
 
     # -- maps -------------------------------------------------------------------------------------------------------
 
     def new_map(self, node: Node, lanes: Lanes) -> Map:
-        c, h, w = _chw(node.spec.shape)
-        lines = _lines(c, node.spec.dtype)
-        word = 0 if node.spec.dtype == "f32" else node.spec.zero_point * 0x01010101
-        return Map(node.name, lanes.h, lanes.w, lines, pattern=np.broadcast_to(np.uint32(word), (lines,)), size=(h, w),
-                   grid=(lanes.images, lanes.rows, lanes.columns))
+        return Map(node.name, lanes.h, lanes.w, lines_of(node), pattern=self.zeros(node), size=size_of(node), grid=lanes.grid)
 
     def lanes(self, node: Node) -> Lanes:
-        return self.spread.lanes(node)
+        return self.stages.spread(node).lanes(node)
 
-    def whole(self, name: str) -> Lanes:
-        return whole(self.images, *_size(self.graph[name]))
+    def whole(self, node: Node, size: tuple[int, int] | None = None) -> Lanes:
+        """Lanes that are images, of a map of ``size``, by default the node's, where the node runs."""
+        return whole(self.stages.images[node.name], *(size or size_of(node)))
 
     def define(self, node: Node, lanes: Lanes) -> Map:
         """The map of a node that is about to be computed."""
@@ -91,18 +79,21 @@ class Lowering:
         node, places = self.graph[name], self.maps.setdefault(name, [])
         found = next((m for m in places if m.lanes == lanes and (
             padding is None or id(m) not in self.padded or np.array_equal(m.pattern, padding))), None)
-        y = found or self.new_map(node, lanes)
+        if found is not None:
+            y = found
+        elif node.op in self.LOADS:  # what comes from the images is loaded again
+            y = self.new_map(node, lanes)
+            self.LOADS[node.op](self, node, y)
+            places.append(y)
+        else:
+            x = places[0]
+            y = Map(node.name, lanes.h, lanes.w, x.lines, pattern=self.zeros(node), size=x.size, grid=lanes.grid)
+            self.emit((node,), "regroup", f"from {x.lanes}", "regroup", {"x": x}, {"y": y}, lanes=x.lanes.numbers,
+                      to=lanes.numbers, extent=(*y.size, y.lines))
+            places.append(y)
         if padding is not None and id(y) not in self.padded:
             y.pattern = padding
             self.padded.add(id(y))
-        if found is None:
-            if node.op in self.LOADS:  # what comes from the images is loaded again
-                self.LOADS[node.op](self, node, y)
-            else:
-                x = places[0]
-                self.emit((node,), "regroup", f"{x.lanes} -> {lanes}", "regroup", {"x": x}, {"y": y}, lanes=x.lanes.numbers,
-                          to=lanes.numbers, extent=(*y.size, y.lines))
-            places.append(y)
         return y
 
     def load_image(self, node: Node, y: Map) -> None:
@@ -145,16 +136,16 @@ class Lowering:
         return node.op == "flatten" and node.name not in self.outputs and all(
             user.op in ("linear", "qlinear") for user in self.consumers[node.name])
 
-    def layer(self, node: Node, align: int) -> tuple[Map, Lanes, np.ndarray, list[int]]:
+    def layer(self, node: Node) -> tuple[Map, Lanes, np.ndarray, list[int]]:
         """(input, lanes of the output, 4-D weight, shape argument of the native convolution but its channels) of a convolution or
-        linear layer; widens the input's halo to what the taps reach. align: of the output's blocks."""
-        weight, a = self.weight(node), node.attrs
+        linear layer; widens the input's halo to what the taps reach."""
+        weight, a, align = self.weight(node), node.attrs, self.stages.spread(node).align(node)
         source = self.graph[node.inputs[0]]
         if node.op in ("linear", "qlinear") and self.dissolves(source):
             source = self.graph[source.inputs[0]]
         (sh, sw), (ph, pw), (dh, dw) = a.get("stride", ONE), a.get("padding", (0, 0)), a.get("dilation", ONE)
         kh, kw = weight.shape[2:]
-        lanes, x_lanes = strided(self.lanes(node), _size(node), _size(source), (sh, sw), align)
+        lanes, x_lanes = strided(self.lanes(node), size_of(node), size_of(source), (sh, sw), align)
         padding = None
         if ph or pw or align > 1:  # a Winograd block that reaches beyond the map reads there, and its bits depend on it
             padding = self.pad_codes(source, a["pad_code"]) if source.op == "input" and "pad_code" in a else self.zeros(source)
@@ -168,12 +159,12 @@ class Lowering:
     def zeros(node: Node) -> np.ndarray:
         """What zero padding is in each line of a node's map."""
         word = 0 if node.spec.dtype == "f32" else node.spec.zero_point * 0x01010101
-        return np.broadcast_to(np.uint32(word), (_lines(node.spec.shape[0], node.spec.dtype),))
+        return np.broadcast_to(np.uint32(word), (lines_of(node),))
 
     @staticmethod
     def pad_codes(image: Node, codes: Sequence[int]) -> np.ndarray:
         """The padding of an image as codes, one per channel."""
-        words = np.zeros((_lines(image.spec.shape[0], "u8"), 4), np.uint8)
+        words = np.zeros((lines_of(image), 4), np.uint8)
         words.ravel()[: len(codes)] = codes
         return words.view("<u4").ravel()
 
@@ -187,7 +178,7 @@ class Lowering:
 
     def conv_f32(self, node: Node) -> None:
         choice = self.conv_choice(node)
-        x, lanes, weight, shape = self.layer(node, WINOGRAD_BLOCK if choice.winograd else 1)
+        x, lanes, weight, shape = self.layer(node)
         groups = node.attrs.get("groups", 1)
         shape[5] = weight.shape[0]
         y = self.define(node, lanes)
@@ -212,7 +203,7 @@ class Lowering:
         return next((c for c in self.consumers[node.name] if c.op == "qrecode"), None)
 
     def conv_u8(self, node: Node) -> None:
-        x, lanes, weight, shape = self.layer(node, 1)
+        x, lanes, weight, shape = self.layer(node)
         logits = node.op == "qlinear"
         source = self.graph[node.inputs[0]].spec
         oc = weight.shape[0]
@@ -244,7 +235,7 @@ class Lowering:
         residual = recoded = offset = None
         nodes = [node]
         if logits:
-            writes["y"] = Map(node.name, 1, 1, padded, grid=(lanes.images, 1, 1))
+            writes["y"] = Map(node.name, 1, 1, padded, grid=lanes.grid)
             self.maps[node.name] = [writes["y"]]
             offset = pad(node.params["offset"])
         else:
@@ -329,18 +320,18 @@ class Lowering:
         kind = ("max" if node.op == "max_pool2d" else "avg") + ("_u8" if codes else "_f32")
         source = self.graph[node.inputs[0]]
         (kh, kw), stride, (ph, pw) = (node.attrs[key] for key in ("kernel", "stride", "padding")) if "kernel" in node.attrs else (
-            _size(source), ONE, (0, 0))
+            size_of(source), ONE, (0, 0))
         lanes = self.lanes(node)
         if (ph or pw) and node.op != "max_pool2d":
-            lanes = self.whole(node.name)  # an average counts the pixels inside the map, which differ from lane to lane
-        lanes, x_lanes = strided(lanes, _size(node), _size(source), stride)
+            lanes = self.whole(node)  # an average counts the pixels inside the map, which differ from lane to lane
+        lanes, x_lanes = strided(lanes, size_of(node), size_of(source), stride)
         cut = lanes.rows * lanes.columns > 1
         if not cut:
             x = self.value(source.name, x_lanes)
         else:
             # Windows reach into the halo, which holds the neighbours' pixels and, outside the map, what no maximum takes.
             lowest = np.uint32(0) if codes else np.float32(-np.inf).view(np.uint32)
-            padding = np.broadcast_to(lowest, (_lines(source.spec.shape[0], source.spec.dtype),)) if ph or pw else None
+            padding = np.broadcast_to(lowest, (lines_of(source),)) if ph or pw else None
             x = self.value(source.name, x_lanes, padding)
             bottom, right = (lanes.h - 1) * stride[0] + kh - ph - x.h, (lanes.w - 1) * stride[1] + kw - pw - x.w
             x.widen(ph, pw, max(bottom, 0), max(right, 0))
@@ -357,15 +348,15 @@ class Lowering:
     def copy(self, node: Node, source: str, y: Map, channels: tuple[int, int], rows: Sequence[int],
              columns: Sequence[int], extra: Sequence[Node] = ()) -> None:
         """One strided copy into ``y``. rows, columns: (start, step); channels: (count, first in y)."""
-        x = self.value(source, strided(y.lanes, y.size, _size(self.graph[source]), (rows[1], columns[1]))[1])
+        x = self.value(source, strided(y.lanes, y.size, size_of(self.graph[source]), (rows[1], columns[1]))[1])
         self.emit((*extra, node), "copy", "moves lines", "copy", {"x": x}, {"y": y}, input=(x.h, x.w), output=y.extent,
                   channels=channels, pixels=(rows[0], rows[1], columns[0], columns[1]), codes=node.spec.dtype != "f32")
 
     def slice_lanes(self, node: Node, sliced: Node) -> Lanes:
         """Lanes of ``node``, which a strided slice fills: whole maps unless each block starts within one step of its own."""
         (h0, _, sh), (w0, _, sw) = sliced.attrs["h"], sliced.attrs["w"]
-        lanes = self.lanes(node) if h0 < sh and w0 < sw else self.whole(node.name)
-        return strided(lanes, _size(node), _size(self.graph[sliced.inputs[0]]), (sh, sw))[0]
+        lanes = self.lanes(node) if h0 < sh and w0 < sw else self.whole(node)
+        return strided(lanes, size_of(node), size_of(self.graph[sliced.inputs[0]]), (sh, sw))[0]
 
     def fill(self, node: Node, y: Map) -> None:
         self.emit((node,), "fill", "zero maps", "fill", {}, {"y": y}, extent=y.extent, word=int(self.zeros(node)[0]))
@@ -403,7 +394,7 @@ class Lowering:
         c, h, w = _chw(source.spec.shape)
         if self.dissolves(node):
             return  # the linear layers read the map itself
-        x = self.value(source.name, self.whole(source.name))
+        x = self.value(source.name, self.whole(node, (h, w)))
         if h == w == 1:
             self.maps[node.name] = [x]
             return
@@ -436,6 +427,6 @@ class Lowering:
             handler(self, node)
         for member in self.graph.members:
             classes = self.graph[member.output].spec.shape[0]
-            logits = self.value(member.output, whole(self.images, 1, 1))
+            logits = self.value(member.output, self.whole(self.graph[member.output]))
             self.emit((self.graph[member.output],), "store_logits", f"member {member.name}", "store_logits", {"x": logits}, {},
                       classes=classes)

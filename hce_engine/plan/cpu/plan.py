@@ -107,13 +107,20 @@ class Plan:
     images: int
     steps: tuple[Step, ...]
     arena_bytes: int
+    reason: str  # for the images that each stage takes at a time
 
     @property
     def packed_bytes(self) -> int:
         return sum(s.packed_bytes for s in self.steps)
 
     def __str__(self) -> str:
-        head = (f"plan {'+'.join(self.members)} on {self.isa}: {len(self.steps)} steps, arena "
-                f"{self.arena_bytes / 2**20:.2f} MiB per thread, weights {self.packed_bytes / 1000:.1f} kB")
-        rows = [f"  {'+'.join(s.nodes):32} {s.kernel:30} {s.macs / 1e6:8.3f} MMAC  {s.reason}" for s in self.steps]
-        return "\n".join([head, *rows])
+        rows = [f"plan {'+'.join(self.members)} on {self.isa}, tiles of {self.images}: {len(self.steps)} steps, arena "
+                f"{self.arena_bytes / 2**20:.2f} MiB per thread, weights {self.packed_bytes / 1000:.1f} kB; {self.reason}"]
+        stage = 0
+        for s in self.steps:
+            if s.images != stage:
+                stage = s.images
+                rows.append(f" {stage} image{'s' if stage > 1 else ''} at a time:")
+            y = next(iter((*s.writes.values(), *s.reads.values())))
+            rows.append(f"  {'+'.join(s.nodes):32} {s.kernel:30} {s.macs / 1e6:8.3f} MMAC  {s.reason}; {y.lanes}")
+        return "\n".join(rows)
