@@ -58,16 +58,14 @@ void MaxPoolF32(const PoolArgs& a) {
     for (int j = 0; j < a.out.w; ++j) {
       const Window w = PoolWindow<S>(a, i, j);
       for (int l = 0; l < a.out.lines; ++l) {
-        float best[kTile];
-        for (int n = 0; n < kTile; ++n) best[n] = -__builtin_inff();
-        for (int r = w.row; r < w.row_end; ++r)
-          for (int c = w.column; c < w.column_end; ++c) {
-            const float* x = reinterpret_cast<const float*>(a.x.data + r * a.x.row + c * a.x.pixel + l * kLineBytes);
-            // A NaN, once seen, stays: x > NaN is false, and x != x catches a new one.
-            for (int n = 0; n < kTile; ++n) best[n] = (x[n] > best[n] || x[n] != x[n]) ? x[n] : best[n];
-          }
-        float* y = reinterpret_cast<float*>(a.y.data + i * a.y.row + j * a.y.pixel + l * kLineBytes);
-        for (int n = 0; n < kTile; ++n) y[n] = best[n];
+        for (int lane = 0; lane < kTile; lane += S::kLanes) {
+          auto best = S::Set(-__builtin_inff());
+          for (int r = w.row; r < w.row_end; ++r)
+            for (int c = w.column; c < w.column_end; ++c)
+              best = S::MaxOrNan(
+                  best, S::Load(reinterpret_cast<const float*>(a.x.data + r * a.x.row + c * a.x.pixel + l * kLineBytes) + lane));
+          S::Store(reinterpret_cast<float*>(a.y.data + i * a.y.row + j * a.y.pixel + l * kLineBytes) + lane, best);
+        }
       }
     }
 }

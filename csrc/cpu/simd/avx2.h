@@ -25,6 +25,8 @@ struct Simd {
   static F Fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F FmaNeg(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
   static F Clamp(F v, F low, F high) { return _mm256_min_ps(high, _mm256_max_ps(low, v)); }
+  // The larger one; a NaN, once seen, stays: max returns its second operand if either is NaN, or if they are equal.
+  static F MaxOrNan(F best, F v) { return _mm256_blendv_ps(_mm256_max_ps(v, best), v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q)); }
 
   static I LoadI(const void* p) { return _mm256_load_si256(static_cast<const __m256i*>(p)); }
   static void StoreI(void* p, I v) { _mm256_store_si256(static_cast<__m256i*>(p), v); }

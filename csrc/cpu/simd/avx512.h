@@ -26,6 +26,10 @@ struct Simd {
   static F FmaNeg(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
   // Operand order keeps a NaN in v: the second operand is returned when either is NaN.
   static F Clamp(F v, F low, F high) { return _mm512_min_ps(high, _mm512_max_ps(low, v)); }
+  // The larger one; a NaN, once seen, stays: max returns its second operand if either is NaN, or if they are equal.
+  static F MaxOrNan(F best, F v) {
+    return _mm512_mask_mov_ps(_mm512_max_ps(v, best), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v);
+  }
 
   static I LoadI(const void* p) { return _mm512_load_si512(p); }
   static void StoreI(void* p, I v) { _mm512_store_si512(p, v); }

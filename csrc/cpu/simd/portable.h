@@ -30,6 +30,11 @@ struct Simd {
     v = v < low ? low : v;  // a comparison with NaN is false, so NaN stays
     return v > high ? high : v;
   }
+  // The larger one; a NaN, once seen, stays: v > NaN is false, and v != v catches a new one.
+  static F MaxOrNan(F best, F v) {
+    best = v > best ? v : best;
+    return v != v ? v : best;
+  }
 
   static I LoadI(const void* p) { return *static_cast<const I*>(p); }
   static void StoreI(void* p, I v) { *static_cast<I*>(p) = v; }
