@@ -98,10 +98,13 @@ class CpuBackend:
         return [plan for (_, _), (plan, _) in sorted(self._programs.items(), key=lambda item: (item[0][0], -item[0][1]))]
 
     def _program(self, group: int, images: int) -> tuple[Plan, Any]:
-        """(plan, native program) of a group for tiles of so many images."""
+        """(plan, native program) of a group for tiles of so many images; what full tiles hold, they hold themselves."""
         found = self._programs.get((group, images))
         if found is not None:
             return found
+        full = self._programs.get((group, SIZES[-1]))
+        if full is not None and full[0].images == images:
+            return full
         with self._building:
             if (group, images) not in self._programs:
                 spec = self.graph.input.spec
@@ -124,21 +127,24 @@ class CpuBackend:
         results are the same bytes. Raises UnsupportedError in a forked child of the process that made this object.
         """
         outputs: dict[str, np.ndarray] = {}
-        batches: list[list[tuple[Any, list[np.ndarray], int, int]]] = []
+        batches: list[list[tuple[float, Any]]] = []  # (estimated time of a tile, job)
         for index in range(len(self._groups)):
             plan, _ = self._program(index, SIZES[-1])
             if names is not None and not set(names) & set(plan.members):
                 continue
             logits = [np.empty((len(images), self.classes[name]), np.float32) for name in plan.members]
             outputs.update(zip(plan.members, logits, strict=True))
-            batches.append([(self._program(index, size)[1], logits, first, count)
-                            for size, first, count in tiles(len(images), self.threads, plan.images)])
+            times = dict(plan.times)
+            batches.append([(times[size], (self._program(index, size)[1], logits, first, count))
+                            for size, first, count in tiles(len(images), self.threads, plan.times)])
         if concurrent:
             batches = [[job for batch in batches for job in batch]]
+        for batch in batches:
+            batch.sort(key=lambda timed: -timed[0])  # the longest first, so that threads end together
         try:
             for batch in batches:
                 if batch:
-                    self.executor.run(batch, images, self.poison)
+                    self.executor.run([job for _, job in batch], images, self.poison)
         except MemoryError:
             raise _no_memory("the maps") from None
         except RuntimeError as error:
@@ -156,7 +162,7 @@ class CpuBackend:
             members = self._program(index, SIZES[-1])[0].members
             outputs = [np.empty((len(images), self.classes[name]), np.float32) for name in members]
             rows: list[tuple[Step, float]] = []
-            for size, first, count in tiles(len(images), 1, self._program(index, SIZES[-1])[0].images):
+            for size, first, count in tiles(len(images), 1, self._program(index, SIZES[-1])[0].times):
                 plan, program = self._program(index, size)
                 nanoseconds = self.executor.profile((program, outputs, first, count), images)
                 rows += [(s, ns * 1e-9) for s, ns in zip(plan.steps, nanoseconds, strict=True)]

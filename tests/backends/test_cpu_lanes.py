@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from hce_engine import _native
 from hce_engine.backends import reference
 from hce_engine.backends.cpu import CpuBackend, compile_plan
 from hce_engine.graph import Graph
-from hce_engine.plan.cpu import SIZES, build_plan, tiles
-from hce_engine.plan.cpu.batches import TILE_COST
+from hce_engine.plan.cpu import SIZES, Plan, build_plan, tiles
+from hce_engine.plan.cpu.caches import Caches, machine_caches
 from tests.backends.graphs import GraphBuilder, pixels
 from tests.backends.random_graphs import RandomGraph
 
@@ -21,13 +22,16 @@ ISAS = _native.supported_isas()
 COUNTS = (*range(1, 18), 31, 33)
 
 
-def run_in_tiles(graph: Graph, isa: str, images: np.ndarray, size: int) -> dict[str, np.ndarray]:
-    """All images in tiles of ``size``, in a poisoned arena."""
-    plan = build_plan(graph, isa, images=size)
+def run_plan(plan: Plan, graph: Graph, images: np.ndarray) -> dict[str, np.ndarray]:
+    """All images in tiles of a plan, in a poisoned arena."""
     program = compile_plan(plan, graph.input.spec.shape, graph.input.spec.dtype == "f32")
     outputs = [np.empty((len(images), graph[graph.member(name).output].spec.shape[0]), np.float32) for name in plan.members]
-    _native.extension().Executor(isa, 1).run([(program, outputs, 0, len(images))], images, True)
+    _native.extension().Executor(plan.isa, 1).run([(program, outputs, 0, len(images))], images, True)
     return dict(zip(plan.members, outputs, strict=True))
+
+
+def run_in_tiles(graph: Graph, isa: str, images: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    return run_plan(build_plan(graph, isa, images=size), graph, images)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -102,20 +106,65 @@ def test_maps_whose_padding_differs_do_not_share_a_halo() -> None:
                 assert all(got[name].tobytes() == want[name].tobytes() for name in want)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_stages_give_the_same_bytes(isa: str) -> None:
+    """Caches of any size: groups join one or several times, with maps of any age, in full and in partly filled tiles."""
+    several = 0
+    for seed in range(45):
+        case = RandomGraph(seed)
+        images = case.images(37)
+        want = run_in_tiles(case.graph, isa, images, 16)
+        for l2, l3 in ((3000, 9000), (12000, 24000), (40000, 40000)):
+            for size in (16, 12, 8):
+                plan = build_plan(case.graph, isa, images=size, caches=Caches(l2, l3, "test"))
+                several += len({step.images for step in plan.steps}) > 1
+                got = run_plan(plan, case.graph, images)
+                for name, logits in want.items():
+                    assert got[name].tobytes() == logits.tobytes(), f"seed {seed}, {name}\n{plan}\n{case.graph}"
+    assert several > 20
+
+
+def test_large_maps_go_through_the_network_in_small_groups() -> None:
+    graph = resnet((3, 96, 96), quantized=False)
+    plan = build_plan(graph, "avx2" if "avx2" in ISAS else ISAS[0], caches=Caches(1 << 18, 1 << 22, "test"))
+    order = [step.images for step in plan.steps]
+    assert order == sorted(order) and order[0] < order[-1] == plan.images
+    text = str(plan)
+    assert f" {order[0]} image" in text and f" {order[-1]} images at a time:" in text  # stages, lanes and reasons can be read
+    assert "L2 256 KiB, L3 4096 KiB (test)" in text and "with 16" in text and "blocks of" in text and "whole maps" in text
+    roomy = build_plan(graph, plan.isa, caches=Caches(1 << 28, 1 << 29, "test"))
+    assert roomy.arena_bytes > 2 * plan.arena_bytes
+    images = pixels((3, 96, 96), 5)
+    assert run_plan(roomy, graph, images)["m0"].tobytes() == run_plan(plan, graph, images)["m0"].tobytes()
+
+
+def test_caches_are_what_the_system_says(tmp_path: Path) -> None:
+    assert machine_caches().l2 <= machine_caches().l3
+    for index, (level, kind, size) in enumerate([(1, "Data", "48K"), (2, "Unified", "2048K"), (2, "Instruction", "1K"), (3, "Unified", "32M")]):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        for name, value in (("level", level), ("type", kind), ("size", size)):
+            (folder / name).write_text(f"{value}\n")
+    assert machine_caches(tmp_path) == Caches(2 << 20, 32 << 20, str(tmp_path))
+    assert "assumed" in str(machine_caches(tmp_path / "none"))
+
+
 def test_batches_are_cut_into_tiles_that_cover_them() -> None:
+    times = tuple((n, n + 0.5) for n in SIZES)
     for threads in (1, 2, 3, 8):
-        for largest in SIZES:
+        for some in range(1, len(SIZES) + 1):
             for count in (*range(70), 128, 1000):
-                runs = tiles(count, threads, largest)
+                runs = tiles(count, threads, times[:some])
                 covered = sorted((first, images) for _, first, images in runs)
                 assert sum(images for _, images in covered) == count
                 assert all(a + n == b for (a, n), (b, _) in itertools.pairwise(covered))
-                assert all(size <= largest and size in SIZES and images > 0 for size, _, images in runs)
-    assert tiles(1, 2, 16) == ((1, 0, 1),)
-    assert tiles(16, 1, 16) == ((16, 0, 16),)
-    assert tiles(16, 2, 16) == ((8, 0, 8), (8, 8, 8))  # both threads have work
-    assert tiles(128, 2, 16) == ((16, 0, 128),)
-    assert sum(size + TILE_COST for size, _, _ in tiles(11, 1, 16)) < 16
+                assert all(size <= SIZES[some - 1] and size in SIZES and images > 0 for size, _, images in runs)
+    assert tiles(1, 2, times) == ((1, 0, 1),)
+    assert tiles(16, 1, times) == ((16, 0, 16),)
+    assert tiles(16, 2, times) == ((8, 0, 8), (8, 8, 8))  # both threads have work
+    assert tiles(128, 2, times) == ((16, 0, 128),)
+    assert [size for size, _, _ in tiles(11, 1, times)] == [8, 2, 1]
+    assert [size for size, _, _ in tiles(11, 1, tuple((n, n + 4.0) for n in SIZES))] == [16]  # one tile, partly empty
 
 
 def test_programs_of_small_tiles_are_built_once_by_whoever_needs_them() -> None:
@@ -137,7 +186,7 @@ def test_programs_of_small_tiles_are_built_once_by_whoever_needs_them() -> None:
     for worker in workers:
         worker.join()
     assert not wrong
-    assert [p.images for p in backend.plans] == [16, 4, 2, 1]
+    assert backend.plans[0].images == 16 and len(backend.plans) > 1
     packed = [[s.arguments["packed"] for s in p.steps if "packed" in s.arguments] for p in backend.plans]
     assert all(a is b for plan in packed[1:] for a, b in zip(plan, packed[0], strict=True))  # one copy of the weights
 

@@ -9,24 +9,25 @@ from __future__ import annotations
 from functools import lru_cache
 
 SIZES = (1, 2, 4, 8, 16)  # images in a tile
-# What a tile costs beyond its images, in images: halos between lanes, blocks that reach beyond the map, registers less full.
-TILE_COST = 0.5
 FULL_ROUNDS = 4  # with so many full tiles per thread, the wait at the end does not matter
+Times = tuple[tuple[int, float], ...]  # (images in a tile, time of a tile), by size
 
 
 @lru_cache(maxsize=1024)
-def _sizes(images: int, largest: int) -> tuple[int, ...]:
-    """The cheapest tiles for ``images``, largest first; the last one may have empty places."""
+def _sizes(images: int, times: Times) -> tuple[int, ...]:
+    """The tiles that take ``images`` in the least time, largest first; the last one may have empty places."""
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for n in range(1, images + 1):
-        options = ((size + TILE_COST + best[max(0, n - size)][0], (size, *best[max(0, n - size)][1])) for size in SIZES if size <= largest)
+        rest = {size: best[max(0, n - size)] for size, _ in times}
+        options = ((time + rest[size][0], (size, *rest[size][1])) for size, time in times)
         best.append(min(options, key=lambda option: (option[0], len(option[1]))))
     return tuple(sorted(best[images][1], reverse=True))
 
 
 @lru_cache(maxsize=1024)
-def tiles(count: int, threads: int, largest: int) -> tuple[tuple[int, int, int], ...]:
-    """(images per tile, first image, images) runs of equal tiles that cover ``count`` images, in the order to start them."""
+def tiles(count: int, threads: int, times: Times) -> tuple[tuple[int, int, int], ...]:
+    """(images per tile, first image, images) runs of equal tiles that cover ``count`` images."""
+    largest = times[-1][0]
     full = count // largest
     if full < FULL_ROUNDS * threads:
         full -= full % threads
@@ -34,8 +35,8 @@ def tiles(count: int, threads: int, largest: int) -> tuple[tuple[int, int, int],
     first, left = full * largest, count - full * largest
     for thread in range(threads, 0, -1):
         share = -(-left // thread)
-        for size in _sizes(share, largest):
+        for size in _sizes(share, times):
             images = min(size, share)
             runs.append((size, first, images))
             first, share, left = first + images, share - images, left - images
-    return tuple(sorted(runs, key=lambda run: -run[0]))
+    return tuple(runs)

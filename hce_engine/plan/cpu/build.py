@@ -9,6 +9,7 @@ import numpy as np
 
 from ...graph import Graph, verify
 from . import memory, select
+from .caches import Caches, machine_caches
 from .lanes import LANES
 from .lowering import SCRATCH, Lowering
 from .plan import LINE_BYTES, Plan, Step
@@ -34,19 +35,21 @@ def _with_halos(steps: Sequence[Step]) -> list[Step]:
 
 def build_plan(
     graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice] = select.select_conv_f32, *, images: int = LANES,
-    packed: dict[Any, Any] | None = None,
+    packed: dict[Any, Any] | None = None, caches: Caches | None = None,
 ) -> Plan:
     """The plan of all members of ``graph`` (they share the nodes they have in common) on instruction set ``isa``.
 
     choose_conv_f32: the rule for float convolutions; benchmarks pass others to compare algorithms.
     images: in a tile, 1 to 16; the plan may take fewer, where more would only leave the caches.  packed: weights in kernel order that plans of this graph share, filled as they are needed.
+    caches: that maps should fit, by default this machine's.
     The graph must be lowered: no batch norms. Raises GraphError or UnsupportedError.
     """
-    lowering = Lowering(verify(graph), isa, choose_conv_f32, images, {} if packed is None else packed)
+    lowering = Lowering(verify(graph), isa, choose_conv_f32, images, {} if packed is None else packed,
+                        caches or machine_caches())
     lowering.run()
     # A stage never reads what a later one makes, so a stable sort keeps every step behind those that it needs.
     steps = sorted(_with_halos(lowering.steps), key=lambda step: step.images)
     arena = memory.place(steps)
     assert arena % LINE_BYTES == 0
     return Plan(isa, tuple(m.name for m in graph.members), max(step.images for step in steps), tuple(steps), arena,
-                lowering.stages.reason)
+                lowering.stages.reason, lowering.stages.times)

@@ -23,7 +23,7 @@ class Caches:
 
 
 @cache
-def caches(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> Caches:
+def machine_caches(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> Caches:
     """Of the first processor. A machine without a third level counts its second one as both."""
     sizes: dict[int, int] = {}
     for index in sorted(folder.glob("index*")):

@@ -16,7 +16,7 @@ from ... import _native, numerics
 from ...errors import UnsupportedError
 from ...graph import Graph, Node
 from . import select, stages, weights
-from .caches import caches
+from .caches import Caches
 from .lanes import Lanes, strided, whole
 from .plan import Map, Step
 from .spread import lines_of, size_of
@@ -40,7 +40,8 @@ class Lowering:
     in, then in others, or with other padding."""
 
     def __init__(
-        self, graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice], images: int, packed: dict[Any, Any]
+        self, graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice], images: int, packed: dict[Any, Any],
+        caches: Caches,
     ) -> None:
         self.graph, self.isa, self.choose_conv_f32, self.packed = graph, isa, choose_conv_f32, packed
         self.consumers = graph.consumers()
@@ -51,7 +52,7 @@ class Lowering:
         self.done: set[str] = set()  # nodes computed inside another node's step
         self.native = _native.extension()
         winograd = {n.name for n in graph.nodes if n.op == "conv2d" and self.conv_choice(n).winograd}
-        self.stages = stages.choose(graph, isa, images, winograd, caches())
+        self.stages = stages.choose(graph, isa, images, winograd, caches)
 
     # -- maps -------------------------------------------------------------------------------------------------------
 

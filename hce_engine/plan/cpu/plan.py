@@ -108,6 +108,7 @@ class Plan:
     steps: tuple[Step, ...]
     arena_bytes: int
     reason: str  # for the images that each stage takes at a time
+    times: tuple[tuple[int, float], ...]  # (images, estimated nanoseconds) of tiles up to this plan's, by size
 
     @property
     def packed_bytes(self) -> int:

@@ -19,21 +19,20 @@ from .spread import REGROUP, Spread, lines_of
 # Bytes per nanosecond that one core streams from the third level and from memory. docs/LOG.md has the measurements.
 L3_RATE, MEMORY_RATE = 40.0, 17.0
 USABLE = 0.75  # part of a cache that a working set may fill
-EXPOSED = 0.3  # part of the shorter one of arithmetic and memory that does not hide behind the longer one
+EXPOSED = 0.4  # part of the shorter one of arithmetic and memory that does not hide behind the longer one
+WORTHWHILE = 0.95  # estimated time, relative to one stage of all images, below which several stages are taken
 LOADED = ("input", "normalize", "quantize_input")  # read from the images whenever they are needed
 
 
 @dataclass(frozen=True)
 class Stages:
-    """images: of the group in which each node runs.  spreads: lanes by number of images.  reason: why, in words."""
+    """images: of the group in which each node runs.  spreads: lanes by number of images.  reason: why, in words.
+    times: (images, estimated nanoseconds of a tile of so many), by size."""
 
     images: dict[str, int]
     spreads: dict[int, Spread]
     reason: str
-
-    @property
-    def largest(self) -> int:
-        return max(self.images.values())
+    times: tuple[tuple[int, float], ...]
 
     def spread(self, node: Node) -> Spread:
         return self.spreads[self.images[node.name]]
@@ -87,7 +86,10 @@ def choose(graph: Graph, isa: str, images: int, winograd: Container[str], caches
         }
     same = {n: sum(layer_time(node, spreads[n], weights[node.name], rate, caches) for node in nodes) / n for n in counts}
     time, numbers = min(best.values(), key=lambda option: option[0])
-    chosen = {node.name: n for node, n in zip(nodes, numbers, strict=True)}
-    chosen[graph.input.name] = min(numbers, default=images)
-    reason = f"estimated {time / 1e3:.0f} us per image, " + ", ".join(f"{same[n] / 1e3:.0f} with {n}" for n in counts) + f"; {caches}"
-    return Stages(chosen, spreads, reason)
+    if time > WORTHWHILE * same[images]:
+        time, numbers = same[images], [images] * len(nodes)
+    chosen = {graph.input.name: images} | {node.name: n for node, n in zip(nodes, numbers, strict=True)}
+    words = ", ".join(f"{same[n] / 1e3:.0f} with {n}" for n in counts)
+    most = max(numbers, default=images)
+    times = (*((n, n * same[n]) for n in counts if n < most), (most, most * time))
+    return Stages(chosen, spreads, f"estimated {time / 1e3:.0f} us per image, at one number of images {words}; {caches}", times)
