@@ -80,7 +80,7 @@ class Spread:
             total = 0.0
             for node in nodes:
                 fits = [o for o in options.values() if self._allows(node, o) and (o == lanes or "weight" in node.params)]
-                total += min((self.kernel_time(node, o) + (0.0 if o == lanes else self._regroups(node, o, lanes)) for o in fits))
+                total += min(self.kernel_time(node, o) + (0.0 if o == lanes else self._regroups(node, o, lanes)) for o in fits)
             return total
 
         return min(options.values(), key=time)
