@@ -126,7 +126,12 @@ class Lowering:
         choice = self.choose_conv_f32(
             self.isa, weight.shape, (shape[8], shape[9]), (shape[12], shape[13]), groups, y.h, y.w
         )
-        if choice.winograd:
+        kernel, reason = "conv2d_f32", choice.reason
+        if select.depthwise_f32(weight.shape, (shape[8], shape[9]), (shape[12], shape[13]), groups):
+            kernel, reason = "conv2d_f32_depthwise", "depthwise: a window slides over each channel"
+            packed, blocks = np.ascontiguousarray(weight, np.float32).ravel(), np.empty((0, 5), np.int64)
+        elif choice.winograd:
+            kernel = "conv2d_f32_winograd"
             packed, blocks = weights.blocks_winograd(weight, self.native.WINOGRAD_CHANNELS)
             x.widen(0, 0, -(-y.h // 4) * 4 + 2 - shape[10] - x.h, -(-y.w // 4) * 4 + 2 - shape[11] - x.w)
             lines = 36 * self.native.WINOGRAD_TILES * (weight.shape[1] + weight.shape[0])
@@ -134,9 +139,8 @@ class Lowering:
         else:
             packed, blocks = weights.blocks_f32(weight, groups, self.native.channels_f32(self.isa))
         low, high = _limits(node)
-        self.emit((node,), "conv2d_f32_winograd" if choice.winograd else "conv2d_f32", choice.reason, "conv_f32", reads,
-                  writes, macs=weight.size * y.h * y.w, packed_bytes=packed.nbytes, shape=shape, blocks=blocks,
-                  weight=packed, bias=node.params["bias"], low=low, high=high)
+        self.emit((node,), kernel, reason, "conv_f32", reads, writes, macs=weight.size * y.h * y.w,
+                  packed_bytes=packed.nbytes, shape=shape, blocks=blocks, weight=packed, bias=node.params["bias"], low=low, high=high)
         self.maps[node.name] = y
 
     def fused_recode(self, node: Node) -> Node | None:
@@ -154,10 +158,14 @@ class Lowering:
         groups = node.attrs.get("groups", 1)
         tiles, reason = select.select_conv_u8(self.isa, groups, logits)
         cut = weights.amx_cut(weight.shape, shape[13]) if tiles else None
-        if cut is not None:
+        depthwise = select.depthwise_u8(weight.shape, shape[13], groups, self.native.DEPTHWISE_COLUMNS) and not logits
+        if depthwise:
+            codes, blocks = weights.depthwise_u8(weight, shape[8], shape[12]), np.empty((0, 5), np.int64)
+            reason = "depthwise: four kernel rows side by side"
+        elif cut is not None:
             codes, blocks = weights.tiles_amx(weight, cut), np.empty((0, 5), np.int64)
         else:
-            codes, blocks = weights.blocks_u8(weight, groups)
+            codes, blocks = weights.blocks_u8(weight, groups, self.native.channels_u8(self.isa))
         storage = node.attrs["weight_dtype"]
         packed = weights.pack(codes, storage)
         largest_pair = 2 * source.type.qmax * int(np.abs(codes.astype(np.int32)).max(initial=0))
@@ -192,6 +200,8 @@ class Lowering:
             if recode is None or len(self.consumers[node.name]) > 1:
                 writes["y"] = self.maps[node.name] = self.new_map(node)
         kernel = f"conv2d_{source.dtype}x{storage}_{'f32' if logits else node.spec.dtype}"
+        if depthwise:
+            kernel += "_depthwise"
         if cut is not None:
             kernel += "_amx"
             writes["sums"] = Map(f"{node.name}.sums", 1, 1, self.native.AMX_SUM_LINES)
