@@ -48,6 +48,18 @@ struct View {
   int64_t row, pixel;
 };
 
+// The lines a block reads, as `rows` x `runs` stretches of `lines` adjacent lines in the order kernel_h, kernel_w, channel: the
+// taps of a kernel row are one run where they lie side by side, so that few channels do not make short loops.
+struct Runs {
+  int32_t rows, runs, lines;
+  int64_t row, run;  // bytes from one to the next
+};
+static inline Runs RunsOf(const ConvGeometry& g, const ConvBlock& b, const ConstView& x) {
+  const bool joined = g.dilation_w == 1 && b.lines * kLineBytes == x.pixel;
+  return {g.kernel_h, joined ? 1 : g.kernel_w, joined ? g.kernel_w * b.lines : b.lines, g.dilation_h * x.row,
+          g.dilation_w * x.pixel};
+}
+
 // code = zero_point + rne(clamp(v, low, high)), low = qmin - zero_point, high = qmax - zero_point; which equals
 // clamp(zero_point + rne(v), qmin, qmax), because the ends are integers and rounding is monotone.
 struct CodeRange {
