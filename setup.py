@@ -44,6 +44,13 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx51
 ISA_FLAGS = {"_avx2": AVX2, "_avx512vnni": AVX512, "_amx": [*AVX512, "-mamx-tile", "-mamx-int8"]}
 
 
+# HCE_SANITIZE=address,undefined or thread: the C++ extension with checks compiled in, for tests (tests/backends/test_sanitizers.py).
+# Fused and vectorised code stays as it is; -O1 keeps the reports readable and the build short.
+SANITIZERS = os.environ.get("HCE_SANITIZE", "")
+if SANITIZERS:
+    FLAGS = ["-O1", *FLAGS[1:-2], "-g1", "-pthread", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"]
+
+
 def isa_flags(source: str) -> list[str]:
     """Flags of one source: ``conv2d_avx2.cpp`` -> AVX2 and FMA, ``conv2d.cpp`` -> none (baseline x86-64)."""
     stem = Path(source).stem
@@ -104,7 +111,7 @@ def extensions() -> list[Pybind11Extension]:
     if sources:
         found.append(Pybind11Extension(
             "hce_engine._C", ["csrc/bindings.cpp", *sources], depends=[*headers, "setup.py"], include_dirs=["csrc"], cxx_std=17,
-            extra_compile_args=FLAGS, extra_link_args=["-pthread"],
+            extra_compile_args=FLAGS, extra_link_args=["-pthread", *([f"-fsanitize={SANITIZERS}"] if SANITIZERS else [])],
         ))
     sources, headers = sources_and_headers(ROOT / "csrc" / "cuda", ".cpp", ".cu")
     nvcc = find_nvcc() if sources else None
@@ -126,7 +133,7 @@ class BuildExt(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
         # A fixed place, also in editable installs, so that a second build compiles only what changed.
-        self.build_temp = str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}")
+        self.build_temp = str(ROOT / "build" / "-".join(["objects", sys.implementation.cache_tag, *SANITIZERS.split(",")]).rstrip("-"))
 
     def build_extensions(self) -> None:
         self.compiler.compile = self.compile_all

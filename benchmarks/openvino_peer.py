@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from hce_engine import artifact
-from hce_engine.machine import processor
 from hce_engine.engine import Engine
 from hce_engine.graph import Graph, TensorSpec
 from hce_engine.images import load_labelled
+from hce_engine.machine import processor
 from hce_engine.training.graph_module import GraphModule
 
 

@@ -10,36 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import hce_engine as hce
-from hce_engine.capture import capture
-from hce_engine.graph import Graph
-from hce_engine.ledger import ensemble_cost
-from hce_engine.training.freeze import freeze
-from hce_engine.training.models import resolve
-from hce_engine.training.prune import channel_groups, prune_to_ratio
-from hce_engine.training.quantize import QuantModule, calibrate
+from benchmarks.models import make
 
 S_RATIO = 0.39  # what a W4A4 member leaves of 56.8 % of the FLOPs
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    module, arch = resolve("resnet20")
-    original = capture(module, arch.input)
-    twin = QuantModule(original, 4, 4)
-    calibrate(twin, torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8))
-
-    def flops(graph: Graph) -> float:
-        return ensemble_cost(graph).flops_paper
-
-    groups = [group for group in channel_groups(original) if group.internal]
-    pruned = prune_to_ratio(original, groups, flops, S_RATIO * flops(original))
     path = tmp_path_factory.mktemp("bench") / "resnet20.hce"
-    hce.build({"q": freeze(twin), "s": pruned, "o": original}, arch.input, path=path, reference="o")
+    make("resnet20", path, bits=4, ratio=S_RATIO)
     return path
 
 

@@ -124,7 +124,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &CpuFeatures, "(feature, present) pairs.");
   m.def("channels_f32", [](const std::string& isa) { return Kernels(isa)->channels_f32; }, py::arg("isa"),
         "Largest block of output channels of the direct float32 kernel.");
+  m.def("channels_u8", [](const std::string& isa) { return Kernels(isa)->channels_u8; }, py::arg("isa"),
+        "Largest block of output channels of the direct kernel of codes, a multiple of 4.");
   m.attr("TILE") = kTile;
+  m.attr("DEPTHWISE_COLUMNS") = kDepthwiseColumns;
   m.attr("WINOGRAD_TILES") = kWinogradTiles;
   m.attr("WINOGRAD_CHANNELS") = kWinogradChannels;
   m.attr("AMX_SUM_LINES") = kAmxSumBytes / kLineBytes;

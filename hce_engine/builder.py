@@ -33,7 +33,6 @@ from .preprocess import FLOAT32_NCHW, UINT8_NHWC, InputSpec, check_images, from_
 SAMPLES = 256
 TOLERANCE = 1e-3  # absolute, of float logits up to LOGIT_SCALE; in proportion above it
 LOGIT_SCALE = 10.0
-_CHUNK = 64
 _SEED = 20230107794  # any fixed number: the sample must be the same in every build
 
 
@@ -159,9 +158,10 @@ def _module_logits(module: nn.Module, images: np.ndarray, spec: InputSpec) -> np
     module.eval()
     parts = []
     try:
+        chunk = exact.images_at_once(*spec.shape[1:])
         with torch.no_grad():
-            for start in range(0, len(images), _CHUNK):
-                batch = np.ascontiguousarray(to_nchw(images[start : start + _CHUNK], spec))
+            for start in range(0, len(images), chunk):
+                batch = np.ascontiguousarray(to_nchw(images[start : start + chunk], spec))
                 x = torch.from_numpy(batch).to(device, torch.float32)
                 x = (x / 255 if spec.kind == UINT8_NHWC else x).sub(mean).div(std)
                 logits = module(x)

@@ -9,9 +9,12 @@ namespace hce {
 struct KernelTable {
   const char* isa;
   int channels_f32;  // largest ConvBlock.count of the direct float kernel
+  int channels_u8;   // ConvBlock.count of the direct kernel of codes is this or 4
   void (*conv_u8)(const ConvU8Args&);
   void (*conv_f32)(const ConvF32Args&);
   void (*winograd_f32)(const WinogradArgs&);
+  void (*depthwise_u8)(const DepthwiseU8Args&);
+  void (*depthwise_f32)(const DepthwiseF32Args&);
   void (*load_codes)(const LoadCodesArgs&);
   void (*load_normalized)(const LoadNormalizedArgs&);
   void (*load_quantized)(const LoadQuantizedArgs&);

@@ -24,8 +24,8 @@ struct LaneGrid {
 
 // Weights of one block of output channels, contiguous at `weight` elements from the start of the layer's weights.
 //   float32: [kernel_h][kernel_w][line][count], a line is one input channel
-//   codes:   [kernel_h][kernel_w][line][count][4], a line is one unit of 4 input channels; count is 4
-// Grouped and depthwise layers differ only in the lines a block reads.
+//   codes:   [kernel_h][kernel_w][line][count][4], a line is one unit of 4 input channels; count is 4 or KernelTable.channels_u8
+// Grouped layers differ only in the lines a block reads.
 struct ConvBlock {
   int32_t channel;  // first output channel
   int32_t count;    // output channels in this block
@@ -56,6 +56,18 @@ struct View {
   uint8_t* data;
   int64_t row, pixel;
 };
+
+// The lines a block reads, as `rows` x `runs` stretches of `lines` adjacent lines in the order kernel_h, kernel_w, channel: the
+// taps of a kernel row are one run where they lie side by side, so that few channels do not make short loops.
+struct Runs {
+  int32_t rows, runs, lines;
+  int64_t row, run;  // bytes from one to the next
+};
+static inline Runs RunsOf(const ConvGeometry& g, const ConvBlock& b, const ConstView& x) {
+  const bool joined = g.dilation_w == 1 && b.lines * kLineBytes == x.pixel;
+  return {g.kernel_h, joined ? 1 : g.kernel_w, joined ? g.kernel_w * b.lines : b.lines, g.dilation_h * x.row,
+          g.dilation_w * x.pixel};
+}
 
 // code = zero_point + rne(clamp(v, low, high)), low = qmin - zero_point, high = qmax - zero_point; which equals
 // clamp(zero_point + rne(v), qmin, qmax), because the ends are integers and rounding is monotone.
@@ -110,6 +122,21 @@ struct ConvU8AmxArgs {
 };
 constexpr int64_t kAmxSumBytes = 2 * 4 * kTile * kTile * 4;
 
+// Depthwise convolution of codes: unit l of the output reads unit l of the input alone. Same result as ConvU8Args, whose
+// `geometry.blocks` is not used. A set is four kernel rows, the last one filled up with weights of 0:
+//   weights  [line][shift][set][kernel_w][4 channels][4 rows], set s of shift d holds kernel rows 4 s - d .. 4 s - d + 3
+// so that the same input rows serve two output rows, the second one with shift 1.
+struct DepthwiseU8Args {
+  ConvU8Args conv;
+  int32_t lines;
+  int32_t sets, shifts;  // DepthwiseSets, DepthwiseShifts
+};
+static constexpr int DepthwiseSets(int kernel_h) { return (kernel_h + 3) / 4; }
+static constexpr int DepthwiseShifts(int kernel_h, int stride_h, int dilation_h) {
+  return stride_h == 1 && dilation_h == 1 && kernel_h % 4 != 0 ? 2 : 1;
+}
+constexpr int kDepthwiseColumns = 64;  // sets * ((kernel_w - 1) * dilation_w + 1) is at most this
+
 // Float convolution: y = clamp(bias + sum w * x (+ residual)). Direct kernels add bias first, then taps in the order
 // kernel_h, kernel_w, channel, each by one fused multiply-add (portable: two roundings).
 struct ConvF32Args {
@@ -120,6 +147,13 @@ struct ConvF32Args {
   View y;
   ConstView residual;
   float low, high;
+};
+
+// Depthwise float convolution: channel c of the output reads channel c of the input alone. Same result, to the bit, as
+// ConvF32Args, whose `geometry.blocks` is not used; weights [channel][3][3]. Kernel 3x3, dilation 1, both strides 1 or both 2.
+struct DepthwiseF32Args {
+  ConvF32Args conv;
+  int32_t channels;
 };
 
 // Winograd F(4x4, 3x3), stride 1 (Lavin and Gray, arXiv 1509.09308): weight is [36][block][C][count], transformed in

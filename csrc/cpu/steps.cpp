@@ -84,6 +84,31 @@ ConvF32Args RunArgs(const ConvF32Spec& spec, const Tile& tile) {
           At(tile, spec.y), ReadAt(tile, spec.residual), spec.low, spec.high};
 }
 
+// Layers without blocks: a line of the output reads the same line of the input alone.
+void AddDepthwiseU8(Program& program, ConvU8Spec spec, int64_t chunks) {
+  const ConvShape& s = spec.shape;
+  const int sets = DepthwiseSets(s.kernel_h), shifts = DepthwiseShifts(s.kernel_h, s.stride_h, s.dilation_h);
+  Require(int64_t{s.in_lines} * 4 == s.out_channels && spec.offset.empty(), "depthwise: as many output as input lines expected");
+  Require(sets * ((s.kernel_w - 1) * int64_t{s.dilation_w} + 1) <= kDepthwiseColumns, "depthwise: a narrower window expected");
+  Require(__int128{s.in_lines} * sets * shifts * s.kernel_w * 16 <= chunks * 64, "depthwise: weights for every channel expected");
+  AddStep(program, [spec = std::move(spec), chunks, sets, shifts](Tile& tile) {
+    DepthwiseU8Args a{RunArgs(spec, tile, Unpack(spec, tile, chunks)), spec.shape.in_lines, sets, shifts};
+    a.conv.geometry = Geometry(spec.shape, spec.blocks);
+    tile.kernels->depthwise_u8(a);
+  });
+}
+
+void AddDepthwiseF32(Program& program, ConvF32Spec spec) {
+  const ConvShape& s = spec.shape;
+  Require(s.in_lines == s.out_channels && s.kernel_h == 3 && s.kernel_w == 3 && s.dilation_h == 1 && s.dilation_w == 1 &&
+              s.stride_h == s.stride_w && s.stride_h <= 2,
+          "depthwise: a 3x3 kernel of stride 1 or 2 for every input channel expected");
+  Require(spec.weight.size == size_t{9} * s.out_channels, "depthwise: 9 weights per channel expected");
+  AddStep(program, [spec = std::move(spec)](Tile& tile) {
+    tile.kernels->depthwise_f32({RunArgs(spec, tile), spec.shape.out_channels});
+  });
+}
+
 void AddAmxStep(Program& program, ConvU8Spec spec, int64_t chunks) {
   const ConvShape& s = spec.shape;
   const AmxCut& cut = *spec.amx;
@@ -147,9 +172,14 @@ void AddConvU8(Program& program, ConvU8Spec spec) {
     AddAmxStep(program, std::move(spec), chunks);
     return;
   }
+  if (spec.blocks.empty()) {
+    AddDepthwiseU8(program, std::move(spec), chunks);
+    return;
+  }
   CheckBlocks(spec.shape, spec.blocks, chunks * 64, 4);
   for (const ConvBlock& b : spec.blocks)
-    Require(b.count == 4 && b.channel % 4 == 0, "quantized convolution: blocks of 4 channels expected");
+    Require((b.count == 4 || b.count == program.kernels().channels_u8) && b.channel % 4 == 0,
+            "quantized convolution: blocks of 4 channels, or as many as this instruction set's kernel takes, expected");
   AddStep(program, [spec = std::move(spec), chunks](Tile& tile) {
     ConvU8Args a = RunArgs(spec, tile, Unpack(spec, tile, chunks));
     a.geometry = Geometry(spec.shape, spec.blocks);
@@ -162,6 +192,10 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
   Require(spec.bias.size() == static_cast<size_t>(s.out_channels), "convolution: one bias per channel expected");
   if (spec.residual.present()) program.Check("residual", spec.residual, 0, s.out_h, 0, s.out_w, s.out_channels);
   CheckConvMaps(program, s, s.out_channels, spec.x, spec.y);
+  if (spec.blocks.empty()) {
+    AddDepthwiseF32(program, std::move(spec));
+    return;
+  }
   if (!spec.scratch.present()) {
     for (const ConvBlock& b : spec.blocks)
       Require(b.count <= program.kernels().channels_f32, "convolution: a block wider than this instruction set's kernel");

@@ -43,7 +43,7 @@ struct AmxCut {
 // Quantized layer: weights packed as kernels/unpack.h says, in the order of lanes.h.
 struct ConvU8Spec {
   ConvShape shape;
-  std::vector<ConvBlock> blocks;
+  std::vector<ConvBlock> blocks;  // none: depthwise, weights in the order of DepthwiseU8Args
   WeightStorage storage;
   Shared<uint8_t> packed;
   std::vector<int32_t> bias;
@@ -61,7 +61,7 @@ void AddConvU8(Program& program, ConvU8Spec spec);
 
 struct ConvF32Spec {
   ConvShape shape;
-  std::vector<ConvBlock> blocks;
+  std::vector<ConvBlock> blocks;  // none: depthwise, weights in the order of DepthwiseF32Args
   Shared<float> weight;
   std::vector<float> bias;
   MapRef x, y, residual;

@@ -175,12 +175,18 @@ def evaluate(graph: Graph, images: Array) -> dict[str, Array]:
     return values
 
 
-def run(graph: Graph, images: Array, *, chunk: int = 64) -> dict[str, Array]:
-    """Logits per member, ``{name: float32 (N, classes)}``; images ``(N, C, H, W)``, taken ``chunk`` at a time.
+def images_at_once(height: int, width: int) -> int:
+    """As many images as have the pixels of 64 images of 32x32, one at least, so that memory does not grow with their size."""
+    return max(1, 64 * 32 * 32 // (height * width))
+
+
+def run(graph: Graph, images: Array) -> dict[str, Array]:
+    """Logits per member, ``{name: float32 (N, classes)}``; images ``(N, C, H, W)``, :func:`images_at_once` at a time.
 
     Rows of images that hold NaN or Inf are NaN for every member (docs/NUMERICS.md, input policy).
     """
     parts: dict[str, list[Array]] = {m.name: [] for m in graph.members}
+    chunk = images_at_once(*images.shape[2:])
     for start in range(0, max(len(images), 1), chunk):  # an empty batch is one empty chunk
         batch = images[start : start + chunk]
         values = evaluate(graph, batch)

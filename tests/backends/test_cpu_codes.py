@@ -10,7 +10,7 @@ from hce_engine import _native
 from hce_engine.backends import reference
 from hce_engine.backends.cpu import CpuBackend
 from hce_engine.graph import Graph
-from hce_engine.plan.cpu import weights
+from hce_engine.plan.cpu import build_plan, weights
 from tests.backends.graphs import GraphBuilder, pixels
 
 ISAS = _native.supported_isas()
@@ -51,6 +51,23 @@ CONVS = [
     (8, 8, 6, 6, {"x": "u4", "weight_dtype": "s4", "extreme": -8}),
     (8, 8, 6, 6, {"x": "u3", "weight_dtype": "s3", "extreme": -4}),
     (64, 8, 4, 4, {"x": "u4"}),
+    (3, 28, 5, 7, {"x": "u4", "out": "u4"}),
+    (16, 16, 4, 4, {"groups": 2, "x": "u4"}),
+    (9, 27, 4, 4, {"groups": 3, "x": "u4"}),
+    # depthwise: strides, odd rows and columns, windows beyond four rows, channels that fill half a unit, every weight width
+    (5, 5, 8, 9, {"groups": 5, "x": "u4", "out": "u4"}),
+    (8, 8, 9, 9, {"groups": 8, "x": "u4", "stride": (2, 2)}),
+    (12, 12, 7, 10, {"groups": 12, "x": "u8z", "weight_dtype": "s8"}),
+    (4, 4, 9, 8, {"groups": 4, "x": "u8", "weight_dtype": "s8", "extreme": -128}),
+    (4, 4, 9, 8, {"groups": 4, "x": "u8", "weight_dtype": "s4", "extreme": -8, "stride": (1, 2)}),
+    (6, 6, 11, 7, {"groups": 6, "x": "u4", "kernel": (5, 5), "padding": (2, 2)}),
+    (6, 6, 12, 13, {"groups": 6, "x": "u8", "kernel": (7, 4), "padding": (3, 1), "stride": (2, 3)}),
+    (7, 7, 9, 11, {"groups": 7, "x": "u4", "dilation": (2, 3), "padding": (2, 3)}),
+    (2, 2, 3, 70, {"groups": 2, "x": "u4", "weight_dtype": "s3"}),
+    (2, 2, 3, 75, {"groups": 2, "x": "u4", "stride": (2, 2)}),
+    (2, 2, 2, 70, {"groups": 2, "x": "u4", "kernel": (2, 65), "padding": (0, 32)}),
+    (3, 3, 6, 6, {"groups": 3, "x": "u4", "kernel": (4, 1), "padding": (2, 0)}),
+    (3, 3, 1, 1, {"groups": 3, "x": "u3", "weight_dtype": "s3"}),
 ]
 
 
@@ -98,19 +115,34 @@ def test_random_convolution(seed: int, isa: str) -> None:
 def test_residual(zero_point: int, extreme: int | None, isa: str) -> None:
     b = GraphBuilder((9, 6, 7), seed=5)
     r = b.codes("u8", zero_point)
-    y = b.qconv(b.codes("u4"), 9, residual=r, weight_dtype="s8" if extreme else "s4", extreme=extreme)
-    assert_exact(b.finish(y), pixels((9, 6, 7), 17), isa)
+    for groups in (1, 9):
+        y = b.qconv(b.codes("u4"), 9, residual=r, weight_dtype="s8" if extreme else "s4", extreme=extreme, groups=groups)
+        assert_exact(b.finish(y), pixels((9, 6, 7), 17), isa)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_recode_in_the_epilogue_and_alone(isa: str) -> None:
+@pytest.mark.parametrize("groups", [1, 6])
+def test_recode_in_the_epilogue_and_alone(groups: int, isa: str) -> None:
     """A stream read both as it is and recoded, twice; and codes that are only read recoded."""
     b = GraphBuilder((6, 5, 5), seed=6)
-    stream = b.qconv("image", 6, weight_dtype="s8")
+    stream = b.qconv("image", 6, weight_dtype="s8", groups=groups)
     first, second = b.codes("u4", source=stream), b.codes("u3", source=stream)
-    a = b.qconv(first, 6, residual=stream)
-    c = b.qconv(b.codes("u4", source=b.qconv(second, 6)), 6)
+    a = b.qconv(first, 6, residual=stream, groups=groups)
+    c = b.qconv(b.codes("u4", source=b.qconv(second, 6, groups=groups)), 6)
     assert_exact(b.finish(a, c), pixels((6, 5, 5), 33), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("groups", [1, 6])
+def test_results_that_leave_int32(groups: int, isa: str) -> None:
+    """Floats are clamped before they are converted where the plan cannot prove that they fit."""
+    b = GraphBuilder((6, 5, 9), seed=4)
+    y = b.qconv("image", 6, groups=groups)
+    node = next(n for n in b.nodes if n.name == y)
+    node.params["multiplier"][:3] = (1e7, -1e7, 0)
+    graph = b.finish(y)
+    assert not next(s for s in build_plan(graph, isa).steps if s.method == "conv_u8").arguments["fits_int32"]
+    assert_exact(graph, pixels((6, 5, 9), 18), isa)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -9,7 +9,7 @@ from hce_engine import _native, numerics
 from hce_engine.backends import reference
 from hce_engine.backends.cpu import CpuBackend
 from hce_engine.graph import Graph, Node
-from hce_engine.plan.cpu import build_plan
+from hce_engine.plan.cpu import build_plan, select
 from hce_engine.plan.winograd import WINOGRAD_G
 from tests.backends.graphs import GraphBuilder, pixels
 
@@ -76,6 +76,12 @@ CONVS = [
     (17, 18, 9, 9, {"dilation": (2, 3), "padding": (2, 3)}),
     (12, 20, 4, 4, {"padding": (2, 0)}),
     (33, 24, 6, 5, {"low": 0.0, "high": 6.0}),
+    (6, 6, 8, 13, {"groups": 6, "low": 0.0}),
+    (5, 5, 9, 6, {"groups": 5, "stride": (2, 2)}),
+    (3, 3, 1, 2, {"groups": 3, "stride": (2, 2)}),
+    (5, 5, 9, 11, {"groups": 5, "stride": (1, 2)}),
+    (4, 4, 9, 7, {"groups": 4, "kernel": (5, 5), "padding": (2, 2)}),
+    (4, 4, 9, 9, {"groups": 4, "dilation": (2, 2), "padding": (2, 2)}),
 ]
 
 
@@ -105,6 +111,25 @@ def test_convolution(case: tuple, residual: bool, isa: str) -> None:
     error = np.abs(got - values[y])
     worst = np.unravel_index(np.argmax(error - bound), error.shape)
     assert (error <= bound).all(), f"at {worst}: got {got[worst]}, expected {values[y][worst]}, bound {bound[worst]:.3g}"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 7), (8, 9)])
+def test_depthwise_has_the_bits_of_the_direct_kernel(
+    size: tuple[int, int], stride: int, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = GraphBuilder((5, *size), seed=2)
+    x = b.normalize()
+    y = b.conv(x, 5, groups=5, stride=(stride, stride), low=-0.5, high=1.0)
+    if stride == 1:
+        y = b.conv(x, 5, groups=5, residual=y)
+    graph, images = b.finish(y), pixels((5, *size), 18)
+    got = CpuBackend(graph, isa=isa, poison=True).run(images)["m0"]
+    assert any(s.kernel == "conv2d_f32_depthwise" for s in build_plan(graph, isa).steps)
+    monkeypatch.setattr(select, "depthwise_f32", lambda *_: False)
+    assert any(s.kernel == "conv2d_f32" for s in build_plan(graph, isa).steps)
+    assert CpuBackend(graph, isa=isa).run(images)["m0"].tobytes() == got.tobytes()
 
 
 def test_winograd_error_is_small_in_practice() -> None:

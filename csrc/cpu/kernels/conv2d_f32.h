@@ -9,22 +9,28 @@
 namespace hce::kernels {
 
 template <class S, int P, int O>
-inline void ConvF32Block(const ConvF32Args& a, const ConvBlock& b, int i, int j, int lane) {
+[[gnu::noinline]] void ConvF32Block(const ConvF32Args& a, const ConvBlock& b, int i, int j, int lane) {
   using F = typename S::F;
   const ConvGeometry& g = a.geometry;
-  F acc[P][O];
+  F acc[P][O];  // every loop over it is unrolled, or it would live in memory
+#pragma GCC unroll 8
   for (int o = 0; o < O; ++o) {
     const F bias = S::Set(a.bias[b.channel + o]);
+#pragma GCC unroll 8
     for (int p = 0; p < P; ++p) acc[p][o] = bias;
   }
   const int64_t step = g.stride_w * a.x.pixel;
   const float* w = a.weight + b.weight;
-  for (int kh = 0; kh < g.kernel_h; ++kh) {
-    for (int kw = 0; kw < g.kernel_w; ++kw) {
-      const uint8_t* x = a.x.data + (int64_t{i} * g.stride_h + kh * g.dilation_h) * a.x.row +
-                         (int64_t{j} * g.stride_w + kw * g.dilation_w) * a.x.pixel + b.line * kLineBytes + lane * 4;
-      for (int c = 0; c < b.lines; ++c, x += kLineBytes, w += O) {
+  const Runs runs = RunsOf(g, b, a.x);
+  const uint8_t* row = a.x.data + int64_t{i} * g.stride_h * a.x.row + int64_t{j} * g.stride_w * a.x.pixel +
+                       b.line * kLineBytes + lane * 4;
+  for (int kh = 0; kh < runs.rows; ++kh, row += runs.row) {
+    const uint8_t* run = row;
+    for (int n = 0; n < runs.runs; ++n, run += runs.run) {
+      const uint8_t* x = run;
+      for (int c = 0; c < runs.lines; ++c, x += kLineBytes, w += O) {
         F in[P];
+#pragma GCC unroll 8
         for (int p = 0; p < P; ++p) in[p] = S::Load(reinterpret_cast<const float*>(x + p * step));
 #pragma GCC unroll 8
         for (int o = 0; o < O; ++o) {
@@ -35,16 +41,25 @@ inline void ConvF32Block(const ConvF32Args& a, const ConvBlock& b, int i, int j,
       }
     }
   }
+  // The epilogue's operands are loaded here, not before the loops, where they would take registers of the accumulators.
+  __asm__ volatile("" ::: "memory");
+  const int64_t line = b.channel * kLineBytes + lane * 4;
+  if (a.residual.data) {
+    const uint8_t* residual = a.residual.data + i * a.residual.row + j * a.residual.pixel + line;
+    const int64_t pixel = a.residual.pixel;
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p, residual += pixel)
+#pragma GCC unroll 8
+      for (int o = 0; o < O; ++o)
+        acc[p][o] = S::Add(acc[p][o], S::Load(reinterpret_cast<const float*>(residual + o * kLineBytes)));
+  }
   const F low = S::Set(a.low), high = S::Set(a.high);
-  for (int p = 0; p < P; ++p)
-    for (int o = 0; o < O; ++o) {
-      const int64_t line = (b.channel + o) * kLineBytes + lane * 4;
-      F v = acc[p][o];
-      if (a.residual.data)
-        v = S::Add(v, S::Load(reinterpret_cast<const float*>(a.residual.data + i * a.residual.row +
-                                                             (j + p) * a.residual.pixel + line)));
-      S::Store(reinterpret_cast<float*>(a.y.data + i * a.y.row + (j + p) * a.y.pixel + line), S::Clamp(v, low, high));
-    }
+  uint8_t* y = a.y.data + i * a.y.row + j * a.y.pixel + line;
+  const int64_t pixel = a.y.pixel;
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p, y += pixel)
+#pragma GCC unroll 8
+    for (int o = 0; o < O; ++o) S::Store(reinterpret_cast<float*>(y + o * kLineBytes), S::Clamp(acc[p][o], low, high));
 }
 
 template <class S, int P>

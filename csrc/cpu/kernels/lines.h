@@ -2,7 +2,7 @@
 // a line is 16 floats or 64 codes, and the compiler vectorizes them for the instruction set of each translation unit.
 #pragma once
 #include "../lines.h"
-#include "conv2d_u8.h"
+#include "epilogue_u8.h"
 
 namespace hce::kernels {
 

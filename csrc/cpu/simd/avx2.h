@@ -11,8 +11,10 @@ struct Simd {
   // Register blocks, pixels x output channels. 16 registers: 3 x 4 floats leave 12 accumulators, 3 inputs, 1 weight; codes need two more for
   // the 16-bit step.
   static constexpr int kPixelsU8 = 2;
+  static constexpr int kChannelsU8 = 4;
   static constexpr int kPixelsF32 = 3;
   static constexpr int kChannelsF32 = 4;
+  static constexpr int kDepthwiseRows = 2;
   using F = __m256;
   using I = __m256i;
 
@@ -51,6 +53,11 @@ struct Simd {
   // As in avx512.h, eight images at a time.
   static constexpr bool kTransposesTiles = false;
   static constexpr bool kSaturatingPack = true;
+  static I ClampBytes(I codes, int qmin, int qmax) {
+    if (qmin > 0) codes = _mm256_max_epu8(codes, _mm256_set1_epi8(static_cast<char>(qmin)));
+    if (qmax < 255) codes = _mm256_min_epu8(codes, _mm256_set1_epi8(static_cast<char>(qmax)));
+    return codes;
+  }
   static I PackCodes(const I (&v)[4], int zero_point, int qmin, int qmax) {
     I low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
     if (zero_point) {
@@ -60,9 +67,27 @@ struct Simd {
     }
     const I order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const I codes = _mm256_shuffle_epi8(_mm256_packus_epi16(low, high), order);
-    return _mm256_min_epu8(_mm256_max_epu8(codes, _mm256_set1_epi8(static_cast<char>(qmin))),
-                           _mm256_set1_epi8(static_cast<char>(qmax)));
+    return ClampBytes(codes, qmin, qmax);
   }
+  static void Quads(I a, I b, I c, I d, I (&q)[4]) {
+    const I ab = _mm256_unpacklo_epi8(a, b), cd = _mm256_unpacklo_epi8(c, d);
+    const I ab2 = _mm256_unpackhi_epi8(a, b), cd2 = _mm256_unpackhi_epi8(c, d);
+    q[0] = _mm256_unpacklo_epi16(ab, cd);
+    q[1] = _mm256_unpackhi_epi16(ab, cd);
+    q[2] = _mm256_unpacklo_epi16(ab2, cd2);
+    q[3] = _mm256_unpackhi_epi16(ab2, cd2);
+  }
+  static I PackQuads(const I (&v)[4], int zero_point, int qmin, int qmax) {
+    I low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
+    if (zero_point) {
+      const I z = _mm256_set1_epi16(static_cast<short>(zero_point));
+      low = _mm256_adds_epi16(low, z);
+      high = _mm256_adds_epi16(high, z);
+    }
+    return ClampBytes(_mm256_packus_epi16(low, high), qmin, qmax);
+  }
+  static I Repeat(const void* p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+  static F Repeat(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
   static I RecodeLine(I line, int k, int qmax) {
     const I factor = _mm256_set1_epi16(static_cast<short>(k)), top = _mm256_set1_epi16(static_cast<short>(qmax));
     const auto scaled = [&](I r) {

@@ -10,9 +10,11 @@ struct Simd {
   static constexpr int kLanes = 16;
   // Register blocks, pixels x output channels. 32 registers: 4 x 6 floats leave 24 accumulators, 4 inputs, 1 weight; 4 divides the
   // widths 32, 16, 8 and 56, and 4 x 4 code accumulators hide the latency of vpdpbusd (5 cycles at 2 per cycle).
-  static constexpr int kPixelsU8 = 4;
+  static constexpr int kPixelsU8 = 3;
+  static constexpr int kChannelsU8 = 8;
   static constexpr int kPixelsF32 = 4;
   static constexpr int kChannelsF32 = 6;
+  static constexpr int kDepthwiseRows = 2;
   using F = __m512;
   using I = __m512i;
 
@@ -56,6 +58,11 @@ struct Simd {
   // so v may be any int32.
   static constexpr bool kPairSums = false;
   static constexpr bool kSaturatingPack = true;
+  static I ClampBytes(I codes, int qmin, int qmax) {
+    if (qmin > 0) codes = _mm512_max_epu8(codes, _mm512_set1_epi8(static_cast<char>(qmin)));
+    if (qmax < 255) codes = _mm512_min_epu8(codes, _mm512_set1_epi8(static_cast<char>(qmax)));
+    return codes;
+  }
   static I PackCodes(const I (&v)[4], int zero_point, int qmin, int qmax) {
     I low = _mm512_packs_epi32(v[0], v[1]), high = _mm512_packs_epi32(v[2], v[3]);
     if (zero_point) {
@@ -65,9 +72,31 @@ struct Simd {
     }
     const I order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const I codes = _mm512_shuffle_epi8(_mm512_packus_epi16(low, high), order);
-    return _mm512_min_epu8(_mm512_max_epu8(codes, _mm512_set1_epi8(static_cast<char>(qmin))),
-                           _mm512_set1_epi8(static_cast<char>(qmax)));
+    return ClampBytes(codes, qmin, qmax);
   }
+  // Four lines to sixteen images of one channel quad each: dword c of 128-bit part p of q[v] holds the bytes of channel c of
+  // image 4 p + v, first line in the lowest byte.
+  static void Quads(I a, I b, I c, I d, I (&q)[4]) {
+    const I ab = _mm512_unpacklo_epi8(a, b), cd = _mm512_unpacklo_epi8(c, d);
+    const I ab2 = _mm512_unpackhi_epi8(a, b), cd2 = _mm512_unpackhi_epi8(c, d);
+    q[0] = _mm512_unpacklo_epi16(ab, cd);
+    q[1] = _mm512_unpackhi_epi16(ab, cd);
+    q[2] = _mm512_unpacklo_epi16(ab2, cd2);
+    q[3] = _mm512_unpackhi_epi16(ab2, cd2);
+  }
+  // As PackCodes for results in the order of Quads.
+  static I PackQuads(const I (&v)[4], int zero_point, int qmin, int qmax) {
+    I low = _mm512_packs_epi32(v[0], v[1]), high = _mm512_packs_epi32(v[2], v[3]);
+    if (zero_point) {
+      const I z = _mm512_set1_epi16(static_cast<short>(zero_point));
+      low = _mm512_adds_epi16(low, z);
+      high = _mm512_adds_epi16(high, z);
+    }
+    return ClampBytes(_mm512_packus_epi16(low, high), qmin, qmax);
+  }
+  // Sixteen bytes in every 128-bit part.
+  static I Repeat(const void* p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+  static F Repeat(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
   // (r * k + 2^15) >> 16 for every byte r of a line, k < 2^16, then at most qmax: the high half of the 16-bit product
   // plus the top bit of its low half.
   static I RecodeLine(I line, int k, int qmax) {
@@ -129,7 +158,11 @@ struct Simd {
 
   // acc[l] += sum_{j<4} x[l][j] * w[j]; x unsigned bytes, w signed bytes, the same four for every lane. No saturation.
   template <bool kPairsFit>
-  static I Dot4(I acc, I x, I w) { return _mm512_dpbusd_epi32(acc, x, w); }
+  static I Dot4(I acc, I x, I w) {
+    // Not the intrinsic: GCC 12 copies its accumulators around, half a move per product.
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
+    return acc;
+  }
   static I Broadcast4(const int8_t* w) {
     int32_t v;
     __builtin_memcpy(&v, w, 4);

@@ -11,8 +11,10 @@ struct Simd {
   static constexpr bool kSaturatingPack = false;
   // Register blocks, pixels x output channels. Small blocks: the compiler sees them through its own allocator.
   static constexpr int kPixelsU8 = 2;
+  static constexpr int kChannelsU8 = 4;
   static constexpr int kPixelsF32 = 2;
   static constexpr int kChannelsF32 = 4;
+  static constexpr int kDepthwiseRows = 2;
   typedef float F __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
   typedef uint32_t U __attribute__((vector_size(16)));
@@ -78,6 +80,31 @@ struct Simd {
     for (int n = 0; n < 16; ++n)
       if (order.lanes[n] >= 0) moved[n] = line[order.lanes[n]];
     __builtin_memcpy(to, moved, sizeof moved);
+  }
+  // As in avx512.h; a register is one 128-bit part: q[v] holds image v.
+  static void Quads(I a, I b, I c, I d, I (&q)[4]) {
+    for (int v = 0; v < 4; ++v)
+      for (int k = 0; k < 4; ++k) {
+        const auto byte = [&](I line) { return static_cast<uint32_t>(line[v]) >> (8 * k) & 0xff; };
+        q[v][k] = static_cast<int32_t>(byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24);
+      }
+  }
+  // Results must be in the range of codes already.
+  static I PackQuads(const I (&v)[4], int zero_point, int, int) {
+    I codes = ZeroI();
+    for (int n = 0; n < 4; ++n)
+      for (int k = 0; k < 4; ++k) codes[n] |= static_cast<int32_t>(static_cast<uint32_t>(v[n][k] + zero_point) << (8 * k));
+    return codes;
+  }
+  static I Repeat(const void* p) {
+    I v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static F Repeat(const float* p) {
+    F v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
   }
 
   template <bool kPairsFit>

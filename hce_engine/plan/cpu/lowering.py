@@ -186,7 +186,13 @@ class Lowering:
         reads, writes = {"x": x}, {"y": y}
         if len(node.inputs) == 2:
             reads["residual"] = self.value(node.inputs[1], lanes)
-        if choice.winograd:
+        kernel, reason = "conv2d_f32", choice.reason
+        if select.depthwise_f32(weight.shape, (shape[8], shape[9]), (shape[12], shape[13]), groups):
+            kernel, reason = "conv2d_f32_depthwise", "depthwise: a window slides over each channel"
+            packed, blocks = self.once(node, "depthwise", lambda: (
+                np.ascontiguousarray(weight, np.float32).ravel(), np.empty((0, 5), np.int64)))
+        elif choice.winograd:
+            kernel = "conv2d_f32_winograd"
             packed, blocks = self.once(node, "winograd", lambda: weights.blocks_winograd(weight, self.native.WINOGRAD_CHANNELS))
             x.widen(0, 0, -(-y.h // 4) * 4 + 2 - shape[10] - x.h, -(-y.w // 4) * 4 + 2 - shape[11] - x.w)
             lines = 36 * self.native.WINOGRAD_TILES * (weight.shape[1] + weight.shape[0])
@@ -195,9 +201,8 @@ class Lowering:
             packed, blocks = self.once(node, "direct", lambda: weights.blocks_f32(
                 weight, groups, self.native.channels_f32(self.isa)))
         low, high = _limits(node)
-        self.emit((node,), "conv2d_f32_winograd" if choice.winograd else "conv2d_f32", choice.reason, "conv_f32", reads,
-                  writes, macs=weight.size * y.size[0] * y.size[1], packed_bytes=packed.nbytes, shape=shape, blocks=blocks,
-                  weight=packed, bias=node.params["bias"], low=low, high=high)
+        self.emit((node,), kernel, reason, "conv_f32", reads, writes, macs=weight.size * y.size[0] * y.size[1],
+                  packed_bytes=packed.nbytes, shape=shape, blocks=blocks, weight=packed, bias=node.params["bias"], low=low, high=high)
 
     def fused_recode(self, node: Node) -> Node | None:
         """The recoding of this node's codes that runs in its epilogue: the first one among its consumers."""
@@ -213,10 +218,18 @@ class Lowering:
         groups = node.attrs.get("groups", 1)
         tiles, reason = select.select_conv_u8(self.isa, groups, logits)
         cut = weights.amx_cut(weight.shape, shape[13]) if tiles else None
+        depthwise = select.depthwise_u8(weight.shape, shape[13], groups, self.native.DEPTHWISE_COLUMNS) and not logits
+        if depthwise:
+            reason = "depthwise: four kernel rows side by side"
         storage = node.attrs["weight_dtype"]
 
         def pack() -> tuple[np.ndarray, np.ndarray]:
-            codes, blocks = (weights.tiles_amx(weight, cut), np.empty((0, 5), np.int64)) if cut else weights.blocks_u8(weight, groups)
+            if depthwise:
+                codes, blocks = weights.depthwise_u8(weight, shape[8], shape[12]), np.empty((0, 5), np.int64)
+            elif cut is not None:
+                codes, blocks = weights.tiles_amx(weight, cut), np.empty((0, 5), np.int64)
+            else:
+                codes, blocks = weights.blocks_u8(weight, groups, self.native.channels_u8(self.isa))
             return weights.pack(codes, storage), blocks
 
         packed, blocks = self.once(node, "codes", pack)
@@ -252,6 +265,8 @@ class Lowering:
             if recode is None or len(self.consumers[node.name]) > 1:
                 writes["y"] = self.define(node, lanes)
         kernel = f"conv2d_{source.dtype}x{storage}_{'f32' if logits else node.spec.dtype}"
+        if depthwise:
+            kernel += "_depthwise"
         if cut is not None:
             kernel += "_amx"
             writes["sums"] = Map(f"{node.name}.sums", 1, 1, self.native.AMX_SUM_LINES)

@@ -14,6 +14,18 @@ WINOGRAD_TRANSFORM_COST = {isa: (3.2, 2.4) for isa in ("amx", "avx512vnni", "avx
 WINOGRAD_MARGIN = 1.1  # the direct kernel must be predicted slower by this much
 
 
+def depthwise_f32(weight_shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int) -> bool:
+    """Whether the sliding window of the depthwise float kernel serves a layer; weight_shape [OC, C/groups, KH, KW]."""
+    oc, c, kh, kw = weight_shape
+    return (groups, c, kh, kw) == (oc, 1, 3, 3) and tuple(stride) in ((1, 1), (2, 2)) and tuple(dilation) == (1, 1)
+
+
+def depthwise_u8(weight_shape: tuple[int, ...], dilation_w: int, groups: int, columns: int) -> bool:
+    """Whether the depthwise kernel of codes serves a layer: its window, in sets of four kernel rows, fits ``columns``."""
+    oc, c, kh, kw = weight_shape
+    return (groups, c) == (oc, 1) and -(-kh // 4) * ((kw - 1) * dilation_w + 1) <= columns
+
+
 @dataclass(frozen=True)
 class ConvChoice:
     winograd: bool

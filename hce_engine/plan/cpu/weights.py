@@ -1,7 +1,7 @@
 """Weights in the order the CPU kernels read them (csrc/cpu/lanes.h, csrc/cpu/kernels/unpack.h).
 
 A block is a few output channels computed together; ``blocks`` rows are (first channel, channels, first input line,
-input lines, offset of its weights). Grouped and depthwise layers differ only in the lines their blocks read.
+input lines, offset of its weights). Grouped layers differ only in the lines their blocks read; depthwise layers have no blocks.
 """
 
 from __future__ import annotations
@@ -16,28 +16,46 @@ from ..winograd import WINOGRAD_G
 CHUNK = 64  # weights per chunk of packed storage
 
 
-def blocks_u8(weight: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """int8 codes ``[OC, C/groups, KH, KW]`` -> (codes in kernel order [n], blocks [OC/4, 5]).
+def blocks_u8(weight: np.ndarray, groups: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes ``[OC, C/groups, KH, KW]`` -> (codes in kernel order [n], blocks [n, 5]).
 
-    Four output channels per block, [KH][KW][line][4 output][4 input]; places of channels that a block does not use
-    (group borders, channels beyond C or OC) hold weight 0, which is exact.
+    ``largest`` (a multiple of 4) output channels per block or 4, where so many are left or a larger block would span groups;
+    [KH][KW][line][output][4 input]. Places of channels that a block does not use (group borders, channels beyond C or OC)
+    hold weight 0, which is exact.
     """
     oc, cg, kh, kw = weight.shape
     per = oc // groups
-    rows, parts, offset = [], [], 0
-    for first in range(0, oc, 4):
-        last = min(first + 4, oc)
+    if groups > 1 and per % largest:
+        largest = 4
+    rows, parts, offset, first = [], [], 0, 0
+    while first < oc:
+        count = largest if oc - first > largest - 4 else 4
+        last = min(first + count, oc)
         begin, end = first // per * cg, ((last - 1) // per + 1) * cg
         line, lines = begin // 4, -(-end // 4) - begin // 4
-        part = np.zeros((kh, kw, lines * 4, 4), np.int8)
+        part = np.zeros((kh, kw, lines * 4, count), np.int8)
         for o in range(first, last):
             to = o // per * cg - 4 * line
             part[:, :, to : to + cg, o - first] = weight[o].transpose(1, 2, 0)
-        part = part.reshape(kh, kw, lines, 4, 4).swapaxes(3, 4)
-        rows.append((first, 4, line, lines, offset))
+        part = part.reshape(kh, kw, lines, 4, count).swapaxes(3, 4)
+        rows.append((first, count, line, lines, offset))
         parts.append(part.ravel())
         offset += part.size
+        first += count
     return np.concatenate(parts), np.array(rows, np.int64)
+
+
+def depthwise_u8(weight: np.ndarray, stride_h: int, dilation_h: int) -> np.ndarray:
+    """int8 codes ``[C, 1, KH, KW]`` -> [line][shift][set][KW][4 channels][4 rows], unused places 0 (csrc/cpu/lanes.h,
+    DepthwiseU8Args: a set is four kernel rows, shift 1 serves the next output row from the same input rows)."""
+    c, _, kh, kw = weight.shape
+    sets, lines = -(-kh // 4), -(-c // 4)
+    shifts = 2 if stride_h == dilation_h == 1 and kh % 4 else 1
+    full = np.zeros((lines * 4, shifts, 4 * sets, kw), np.int8)
+    for shift in range(shifts):
+        full[:c, shift, shift : shift + kh] = weight[:, 0]
+    full = full.reshape(lines, 4, shifts, sets, 4, kw)
+    return np.ascontiguousarray(full.transpose(0, 2, 3, 5, 1, 4)).ravel()
 
 
 @dataclass(frozen=True)
