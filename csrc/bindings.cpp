@@ -127,6 +127,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("channels_u8", [](const std::string& isa) { return Kernels(isa)->channels_u8; }, py::arg("isa"),
         "Largest block of output channels of the direct kernel of codes, a multiple of 4.");
   m.attr("TILE") = kTile;
+  m.attr("DENSE_BLOCK") = kDenseBlock;
   m.attr("DEPTHWISE_COLUMNS") = kDepthwiseColumns;
   m.attr("WINOGRAD_TILES") = kWinogradTiles;
   m.attr("WINOGRAD_CHANNELS") = kWinogradChannels;
@@ -192,6 +193,13 @@ PYBIND11_MODULE(_C, m) {
            py::kw_only(), py::arg("shape"), py::arg("blocks").noconvert(), py::arg("weight").noconvert(),
            py::arg("bias").noconvert(), py::arg("x"), py::arg("y"), py::arg("residual"), py::arg("low"),
            py::arg("high"), py::arg("scratch"))
+      .def("dense_f32",
+           [](Program& p, const Ref& x, const Ref& y, const std::array<int32_t, 2>& channels, const Array<float>& weight,
+              const Array<float>& bias, float low, float high) {
+             AddDenseF32(p, {ToMap(x), ToMap(y), channels[0], channels[1], ToShared(weight), ToVector(bias), low, high});
+           },
+           py::kw_only(), py::arg("x"), py::arg("y"), py::arg("channels"), py::arg("weight").noconvert(),
+           py::arg("bias").noconvert(), py::arg("low"), py::arg("high"))
       .def("stage", &Program::AddStage, py::arg("images"))
       .def("load_codes", [](Program& p, const Ref& y, const Lanes& lanes) { AddLoadCodes(p, ToMap(y), ToGrid(lanes)); },
            py::arg("y"), py::arg("lanes"))
@@ -221,6 +229,14 @@ PYBIND11_MODULE(_C, m) {
              AddFill(p, ToMap(y), ToExtent(extent), word);
            },
            py::arg("y"), py::arg("extent"), py::arg("word"))
+      .def("averages",
+           [](Program& p, const Ref& x, const Ref& y, const Lanes& lanes, const Size3& extent, bool codes, int32_t zero_point_in,
+              float multiplier, const Size3& range) {
+             AddAverages(p, {ToMap(x), ToMap(y), ToGrid(lanes), extent[0], extent[1], extent[2], codes, zero_point_in, multiplier,
+                             ToRange(range)});
+           },
+           py::kw_only(), py::arg("x"), py::arg("y"), py::arg("lanes"), py::arg("extent"), py::arg("codes"),
+           py::arg("zero_point_in"), py::arg("multiplier"), py::arg("range"))
       .def("pool",
            [](Program& p, const std::string& kind, const Ref& x, const Ref& y, const std::array<int32_t, 2>& in,
               const Size3& out, const std::array<int32_t, 6>& window, bool halo, bool count_include_pad,

@@ -24,6 +24,9 @@ struct KernelTable {
   void (*max_pool_u8)(const PoolArgs&);
   void (*avg_pool_f32)(const PoolArgs&);
   void (*avg_pool_u8)(const PoolArgs&);
+  void (*averages_f32)(const AveragesArgs&);
+  void (*averages_u8)(const AveragesArgs&);
+  void (*dense_f32)(const DenseF32Args&);
   void (*add_f32)(const AddF32Args&);
   void (*add_u8)(const AddU8Args&);
   void (*recode_u8)(const RecodeArgs&);

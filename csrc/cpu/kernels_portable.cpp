@@ -3,6 +3,7 @@
 #include "kernel_table.h"
 #include "kernels/conv2d_f32.h"
 #include "kernels/conv2d_u8.h"
+#include "kernels/dense_f32.h"
 #include "kernels/depthwise_f32.h"
 #include "kernels/depthwise_u8.h"
 #include "kernels/images.h"

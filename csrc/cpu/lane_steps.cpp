@@ -1,6 +1,7 @@
 // Steps that know what a lane is: images into lanes, halos, and changes of lanes.
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <map>
 #include <string>
 
@@ -102,6 +103,13 @@ AxisSource OnAxis(int64_t at, int32_t to_size, int32_t to_blocks, int32_t from_s
     source.block[n] = whole / from_size;
   }
   return source;
+}
+
+// Offsets of the rows or columns of a whole map: `block_lanes` lanes more for each block, which has `size` of them.
+std::vector<int64_t> AxisOffsets(int32_t extent, int32_t size, int64_t stride, int32_t block_lanes) {
+  std::vector<int64_t> offsets;
+  for (int32_t at = 0; at < extent; ++at) offsets.push_back(at % size * stride + int64_t{at / size} * block_lanes * 4);
+  return offsets;
 }
 
 // The lanes of `to` whose source is pixel (row, column) of a block of `from`, and the lanes where it is.
@@ -208,6 +216,23 @@ void AddRegroup(Program& program, RegroupSpec spec) {
   }
   spans.AddStep(program, spec.x, spec.y, std::vector<uint32_t>(spec.lines, 0), to.images / from.images, from.images,
                 from.images * to.rows * to.columns);
+}
+
+void AddAverages(Program& program, AveragesSpec spec) {
+  const LaneGrid& g = spec.grid;
+  Require(spec.h > 0 && spec.w > 0 && spec.lines > 0 && int64_t{spec.h} * spec.w <= std::numeric_limits<int32_t>::max(),
+          "averages: a map expected");
+  CheckGrid(g, spec.h, spec.w);
+  Require(g.images == program.stage_images(), "averages: lanes for the images of the stage expected");
+  program.Check("averages input", spec.x, 0, g.h, 0, g.w, spec.lines);
+  program.Check("averages output", spec.y, 0, 1, 0, 1, spec.lines);
+  AddStep(program, [spec, rows = AxisOffsets(spec.h, g.h, spec.x.row, g.columns),
+                    columns = AxisOffsets(spec.w, g.w, spec.x.pixel, 1)](Tile& tile) {
+    const AveragesArgs args{tile.arena + spec.x.offset, tile.arena + spec.y.offset, rows.data(), columns.data(),
+                            int64_t{spec.grid.rows} * spec.grid.columns * 4, spec.h, spec.w, tile.images.count, spec.lines,
+                            spec.zero_point_in, spec.multiplier, spec.range};
+    (spec.codes ? tile.kernels->averages_u8 : tile.kernels->averages_f32)(args);
+  });
 }
 
 }  // namespace hce

@@ -167,4 +167,17 @@ struct WinogradArgs {
   float* scratch;
 };
 
+// A float layer on vectors, of a few images: the sums of ConvF32Args with one pixel and one tap, with output channels in the
+// places of a register instead of images. weight is [block][channels][kDenseBlock], unused places 0; x and y are lines of
+// images in lanes, of which `images` are computed and the others become 0.
+constexpr int kDenseBlock = 64;
+struct DenseF32Args {
+  const float* x;
+  float* y;
+  const float* weight;
+  const float* bias;  // padded to whole blocks
+  int32_t channels, out_channels, images;
+  float low, high;
+};
+
 }  // namespace hce

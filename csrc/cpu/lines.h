@@ -70,6 +70,18 @@ struct PoolArgs {
   float multiplier;
   CodeRange range;
 };
+// Average over a whole map, whatever its lanes are: the sums of PoolArgs over all pixels, row by row. The word of row r, column
+// c and image n lies from_row[r] + from_column[c] + n * from_image bytes from x in each line; y is one pixel of images in lanes.
+struct AveragesArgs {
+  const uint8_t* x;
+  uint8_t* y;
+  const int64_t *from_row, *from_column;
+  int64_t from_image;
+  int32_t h, w, images, lines;
+  int32_t zero_point_in;  // codes
+  float multiplier;
+  CodeRange range;
+};
 // y = clamp((a + b) * scale), each operation rounded; a alone without b.
 struct AddF32Args {
   ConstView a, b;

@@ -73,6 +73,28 @@ void Program::Run(Tile& tile, const uint8_t* images, int count, int64_t* nanosec
 
 Executor::Executor(const KernelTable* kernels, int threads) : kernels_(kernels), pool_(threads), arenas_(threads) {}
 
+namespace {
+
+// x - x is 0 for finite x and NaN otherwise; a sum keeps the NaN and needs no branch. Images may lie at any address.
+bool HoldsNonFinite(const uint8_t* image, int64_t bytes) {
+  constexpr int kSums = 16;  // independent, so that additions do not wait for each other
+  float sums[kSums] = {}, x[kSums];
+  int64_t k = 0;
+  for (; k + static_cast<int64_t>(sizeof x) <= bytes; k += sizeof x) {
+    std::memcpy(x, image + k, sizeof x);
+    for (int i = 0; i < kSums; ++i) sums[i] += x[i] - x[i];
+  }
+  for (; k < bytes; k += sizeof(float)) {
+    std::memcpy(x, image + k, sizeof(float));
+    sums[0] += x[0] - x[0];
+  }
+  float sum = 0.0f;
+  for (float s : sums) sum += s;
+  return sum != 0.0f;
+}
+
+}  // namespace
+
 void Executor::RunTile(const Job& job, const uint8_t* images, int64_t tile_index, int worker, bool poison,
                        int64_t* nanoseconds) {
   const Program& program = *job.program;
@@ -88,20 +110,9 @@ void Executor::RunTile(const Job& job, const uint8_t* images, int64_t tile_index
   tile.first = job.first + first;
   tile.logits = job.logits.data();
   images += tile.first * program.image_bytes();
-  for (int n = 0; n < kTile; ++n) {
-    tile.non_finite[n] = false;
-    if (program.float_images() && n < count) {
-      const uint8_t* image = images + n * program.image_bytes();
-      // x - x is 0 for finite x and NaN otherwise; a sum keeps the NaN and needs no branch. Images may lie at any address.
-      float sum = 0.0f;
-      for (int64_t k = 0; k < program.image_bytes(); k += 4) {
-        float x;
-        std::memcpy(&x, image + k, 4);
-        sum += x - x;
-      }
-      tile.non_finite[n] = sum != 0.0f;
-    }
-  }
+  for (int n = 0; n < kTile; ++n)
+    tile.non_finite[n] = program.float_images() && n < count &&
+                         HoldsNonFinite(images + n * program.image_bytes(), program.image_bytes());
   program.Run(tile, images, count, nanoseconds);
 }
 

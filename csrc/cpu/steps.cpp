@@ -225,6 +225,21 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
   });
 }
 
+void AddDenseF32(Program& program, DenseF32Spec spec) {
+  Require(spec.channels > 0 && spec.out_channels > 0, "dense: channels expected");
+  const int64_t blocks = (int64_t{spec.out_channels} + kDenseBlock - 1) / kDenseBlock;
+  Require(static_cast<int64_t>(spec.bias.size()) == blocks * kDenseBlock &&
+              static_cast<int64_t>(spec.weight.size) == blocks * kDenseBlock * spec.channels,
+          "dense: weights and bias of whole blocks expected");
+  program.Check("dense input", spec.x, 0, 1, 0, 1, spec.channels);
+  program.Check("dense output", spec.y, 0, 1, 0, 1, spec.out_channels);
+  AddStep(program, [spec = std::move(spec)](Tile& tile) {
+    tile.kernels->dense_f32({reinterpret_cast<const float*>(tile.arena + spec.x.offset),
+                             reinterpret_cast<float*>(tile.arena + spec.y.offset), spec.weight.get(), spec.bias.data(),
+                             spec.channels, spec.out_channels, tile.images.count, spec.low, spec.high});
+  });
+}
+
 void AddFill(Program& program, MapRef y, Extent extent, uint32_t word) {
   program.Check("fill", y, 0, extent.h, 0, extent.w, extent.lines);
   AddStep(program, [=](Tile& tile) { tile.kernels->fill({At(tile, y), extent, word}); });

@@ -70,6 +70,16 @@ struct ConvF32Spec {
 };
 void AddConvF32(Program& program, ConvF32Spec spec);
 
+// A float layer on vectors for a stage of fewer than 16 images (DenseF32Args).
+struct DenseF32Spec {
+  MapRef x, y;
+  int32_t channels, out_channels;
+  Shared<float> weight;
+  std::vector<float> bias;  // padded to whole blocks
+  float low, high;
+};
+void AddDenseF32(Program& program, DenseF32Spec spec);
+
 void AddLoadCodes(Program& program, MapRef y, LaneGrid grid);
 void AddLoadNormalized(Program& program, MapRef y, LaneGrid grid, std::vector<float> scale, std::vector<float> offset);
 void AddLoadQuantized(Program& program, MapRef y, LaneGrid grid, float low, float multiplier);
@@ -94,6 +104,18 @@ struct RegroupSpec {
 };
 void AddRegroup(Program& program, RegroupSpec spec);
 void AddFill(Program& program, MapRef y, Extent extent, uint32_t word);
+
+// Averages of whole maps of h x w pixels that lie in `grid`, as one pixel of images in lanes.
+struct AveragesSpec {
+  MapRef x, y;
+  LaneGrid grid;
+  int32_t h, w, lines;
+  bool codes;
+  int32_t zero_point_in;  // codes
+  float multiplier;
+  CodeRange range;
+};
+void AddAverages(Program& program, AveragesSpec spec);
 
 enum class PoolKind { kMaxF32, kMaxU8, kAvgF32, kAvgU8 };
 // halo: windows that reach beyond x read its halo; otherwise they are cut at its borders.

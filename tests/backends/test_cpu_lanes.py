@@ -86,6 +86,28 @@ def test_lanes_are_full_with_one_image() -> None:
         assert all(y.lanes.used == 16 and y.h * y.w == 16 for y in convolutions if y.size == (16, 16))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_heads_of_few_images_give_the_same_bytes(isa: str) -> None:
+    """Averages of maps in blocks, and float layers with channels in lanes."""
+    images = pixels((3, 9, 7), 16)
+    for outputs in (1, 3, 63, 64, 65, 130):
+        b = GraphBuilder((3, 9, 7), seed=outputs)
+        x = b.add("global_avg_pool", [b.conv(b.normalize(), 13)])
+        weight = b.rng.normal(0, 1, (outputs, 13)).astype(np.float32)
+        y = b.add("linear", [b.add("flatten", [x])], {"min": None, "max": 1.0},
+                  {"weight": weight, "bias": b.rng.normal(0, 1, outputs).astype(np.float32)}, dtype="f32")
+        codes = b.qconv("image", outputs, weight_dtype="s4")
+        z = b.add("qglobal_avg_pool", [codes], {"multiplier": 1 / 64, "qmin": 0, "qmax": 255}, dtype="u8", scale=0.1, zero_point=3)
+        graph = b.finish(y, z)
+        want = run_in_tiles(graph, isa, images, 16)
+        for size in (1, 2, 3, 4, 5, 7, 8, 15):
+            plan = build_plan(graph, isa, images=size)
+            kernels = {step.kernel for step in plan.steps}
+            assert "dense_f32" in kernels and (size > 8 or {"averages_f32", "averages_u8"} <= kernels)
+            got = run_plan(plan, graph, images)
+            assert all(got[name].tobytes() == logits.tobytes() for name, logits in want.items()), f"{outputs} outputs, {size} images"
+
+
 def test_maps_whose_padding_differs_do_not_share_a_halo() -> None:
     """A convolution pads with the zero point, a maximum with what never wins: one map cannot serve both."""
     for dtype in ("u8", "f32"):

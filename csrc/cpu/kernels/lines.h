@@ -112,10 +112,21 @@ inline typename S::F Scaled(typename S::I v, float multiplier) {
   return S::Mul(S::ToFloat(v), S::Set(multiplier));
 }
 
+// One line of codes from the sums of its four channels.
+template <class S>
+inline void StoreAverages(const int32_t (&sum)[4][kTile], float multiplier, const CodeRange& range, uint8_t* y) {
+  const auto low = S::Set(range.low), high = S::Set(range.high);
+  for (int lane = 0; lane < kTile; lane += S::kLanes) {
+    typename S::I codes[4];
+    for (int k = 0; k < 4; ++k)
+      codes[k] = S::AddI(S::Round(S::Clamp(Scaled<S>(S::LoadI(&sum[k][lane]), multiplier), low, high)), S::SetI(range.zero_point));
+    S::StoreI(y + lane * 4, PackFour<S>(codes));
+  }
+}
+
 template <class S>
 void AvgPoolU8(const PoolArgs& a) {
   alignas(64) int32_t sum[4][kTile];
-  const auto low = S::Set(a.range.low), high = S::Set(a.range.high);
   for (int i = 0; i < a.out.h; ++i)
     for (int j = 0; j < a.out.w; ++j) {
       const Window w = PoolWindow<S>(a, i, j);
@@ -134,16 +145,44 @@ void AvgPoolU8(const PoolArgs& a) {
               }
             }
           }
-        uint8_t* y = a.y.data + i * a.y.row + j * a.y.pixel + l * kLineBytes;
-        for (int lane = 0; lane < kTile; lane += S::kLanes) {
-          typename S::I codes[4];
-          for (int k = 0; k < 4; ++k)
-            codes[k] = S::AddI(S::Round(S::Clamp(Scaled<S>(S::LoadI(&sum[k][lane]), a.multiplier), low, high)),
-                               S::SetI(a.range.zero_point));
-          S::StoreI(y + lane * 4, PackFour<S>(codes));
-        }
+        StoreAverages<S>(sum, a.multiplier, a.range, a.y.data + i * a.y.row + j * a.y.pixel + l * kLineBytes);
       }
     }
+}
+
+template <class S>
+void AveragesF32(const AveragesArgs& a) {
+  const float count = static_cast<float>(a.h * a.w);
+  for (int l = 0; l < a.lines; ++l) {
+    float* y = reinterpret_cast<float*>(a.y + l * kLineBytes);
+    for (int n = 0; n < kTile; n += S::kLanes) S::Store(y + n, S::Set(0.0f));
+    for (int n = 0; n < a.images; ++n) {
+      const uint8_t* x = a.x + n * a.from_image + l * kLineBytes;
+      float sum = 0.0f;
+      for (int r = 0; r < a.h; ++r)
+        for (int c = 0; c < a.w; ++c) sum += *reinterpret_cast<const float*>(x + a.from_row[r] + a.from_column[c]);
+      y[n] = sum / count;
+    }
+  }
+}
+
+template <class S>
+void AveragesU8(const AveragesArgs& a) {
+  alignas(64) int32_t sum[4][kTile];
+  const int zero = a.zero_point_in * a.h * a.w;
+  for (int l = 0; l < a.lines; ++l) {
+    for (auto& channel : sum)
+      for (int n = 0; n < kTile; ++n) channel[n] = -zero;
+    for (int n = 0; n < a.images; ++n) {
+      const uint8_t* x = a.x + n * a.from_image + l * kLineBytes;
+      int32_t s[4] = {};
+      for (int r = 0; r < a.h; ++r)
+        for (int c = 0; c < a.w; ++c)
+          for (int k = 0; k < 4; ++k) s[k] += x[a.from_row[r] + a.from_column[c] + k];
+      for (int k = 0; k < 4; ++k) sum[k][n] += s[k];
+    }
+    StoreAverages<S>(sum, a.multiplier, a.range, a.y + l * kLineBytes);
+  }
 }
 
 template <class S>

@@ -17,7 +17,7 @@ from ...errors import UnsupportedError
 from ...graph import Graph, Node
 from . import select, stages, weights
 from .caches import Caches
-from .lanes import Lanes, strided, whole
+from .lanes import LANES, Lanes, strided, whole
 from .plan import Map, Step
 from .spread import lines_of, size_of
 
@@ -183,6 +183,9 @@ class Lowering:
         groups = node.attrs.get("groups", 1)
         shape[5] = weight.shape[0]
         y = self.define(node, lanes)
+        if self.dense(node, weight, lanes):
+            self.emit_dense(node, weight, x, y)
+            return
         reads, writes = {"x": x}, {"y": y}
         if len(node.inputs) == 2:
             reads["residual"] = self.value(node.inputs[1], lanes)
@@ -203,6 +206,22 @@ class Lowering:
         low, high = _limits(node)
         self.emit((node,), kernel, reason, "conv_f32", reads, writes, macs=weight.size * y.size[0] * y.size[1],
                   packed_bytes=packed.nbytes, shape=shape, blocks=blocks, weight=packed, bias=node.params["bias"], low=low, high=high)
+
+    @staticmethod
+    def dense(node: Node, weight: np.ndarray, lanes: Lanes) -> bool:
+        """Whether a float layer reads one pixel of fewer images than lanes, so that its channels fill the lanes better."""
+        return (size_of(node) == ONE and weight.shape[2:] == ONE and node.attrs.get("groups", 1) == 1 and len(node.inputs) == 1
+                and node.attrs.get("stride", ONE) == ONE and node.attrs.get("padding", (0, 0)) == (0, 0) and lanes.images < LANES)
+
+    def emit_dense(self, node: Node, weight: np.ndarray, x: Map, y: Map) -> None:
+        block = self.native.DENSE_BLOCK
+        packed, _ = self.once(node, "dense", lambda: (weights.blocks_dense(weight[:, :, 0, 0], block), np.empty((0, 5), np.int64)))
+        bias = np.zeros(-(-len(weight) // block) * block, np.float32)
+        bias[: len(weight)] = node.params["bias"]
+        low, high = _limits(node)
+        self.emit((node,), "dense_f32", "output channels in lanes: fewer images than lanes", "dense_f32", {"x": x}, {"y": y},
+                  macs=weight.size, packed_bytes=packed.nbytes, channels=(weight.shape[1], weight.shape[0]), weight=packed,
+                  bias=bias, low=low, high=high)
 
     def fused_recode(self, node: Node) -> Node | None:
         """The recoding of this node's codes that runs in its epilogue: the first one among its consumers."""
@@ -338,6 +357,8 @@ class Lowering:
         (kh, kw), stride, (ph, pw) = (node.attrs[key] for key in ("kernel", "stride", "padding")) if "kernel" in node.attrs else (
             size_of(source), ONE, (0, 0))
         lanes = self.lanes(node)
+        if node.op in ("global_avg_pool", "qglobal_avg_pool") and self.averages(node, source):
+            return
         if (ph or pw) and node.op != "max_pool2d":
             lanes = self.whole(node)  # an average counts the pixels inside the map, which differ from lane to lane
         lanes, x_lanes = strided(lanes, size_of(node), size_of(source), stride)
@@ -360,6 +381,18 @@ class Lowering:
                   zero_point_in=source.spec.zero_point,
                   multiplier=node.attrs["multiplier"] if average else 0.0,
                   range=self.code_range(node) if average else (0, 0, 0))
+
+    def averages(self, node: Node, source: Node) -> bool:
+        """The averages of a map that lies in blocks, without regrouping it; False where it is whole, or has fewer images."""
+        x = next(iter(self.maps.get(source.name, [])), None)
+        if x is None or x.images != self.stages.images[node.name] or x.lanes.rows * x.lanes.columns == 1:
+            return False
+        codes = node.spec.dtype != "f32"
+        y = self.define(node, self.lanes(node))
+        self.emit((node,), "averages_u8" if codes else "averages_f32", "row by row over all blocks", "averages", {"x": x}, {"y": y},
+                  lanes=x.lanes.numbers, extent=(*x.size, x.lines), codes=codes, zero_point_in=source.spec.zero_point,
+                  multiplier=node.attrs["multiplier"] if codes else 0.0, range=self.code_range(node) if codes else (0, 0, 0))
+        return True
 
     def copy(self, node: Node, source: str, y: Map, channels: tuple[int, int], rows: Sequence[int],
              columns: Sequence[int], extra: Sequence[Node] = ()) -> None:

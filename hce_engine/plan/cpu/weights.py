@@ -116,6 +116,21 @@ def blocks_f32(weight: np.ndarray, groups: int, largest: int) -> tuple[np.ndarra
     return np.ascontiguousarray(np.concatenate(parts), np.float32), np.array(rows, np.int64)
 
 
+def blocks_dense(weight: np.ndarray, block: int) -> np.ndarray:
+    """float32 ``[OC, C]`` -> [block][C][``block`` output channels], unused places 0 (csrc/cpu/lanes.h, DenseF32Args).
+
+    The result starts at a cache line, so that no register of it spans two.
+    """
+    oc, c = weight.shape
+    blocks = -(-oc // block)
+    bytes_ = np.zeros(blocks * block * c * 4 + 64, np.uint8)
+    result = bytes_[-bytes_.ctypes.data % 64 :][: blocks * block * c * 4].view(np.float32).reshape(blocks, c, block)
+    full = np.zeros((blocks * block, c), np.float32)
+    full[:oc] = weight
+    result[:] = full.reshape(blocks, block, c).swapaxes(1, 2)
+    return result.ravel()
+
+
 def blocks_winograd(weight: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
     """float32 ``[OC, C, 3, 3]`` -> (G w G^T, [36][block][C][channels], rounded once from float64; blocks)."""
     oc, c, _, _ = weight.shape
