@@ -107,10 +107,12 @@ PYBIND11_MODULE(_C, m) {
         "Largest block of output channels of the direct float32 kernel.");
   m.def("channels_u8", [](const std::string& isa) { return Kernels(isa)->channels_u8; }, py::arg("isa"),
         "Largest block of output channels of the direct kernel of codes, a multiple of 4.");
+  m.def("channels_winograd", [](const std::string& isa) { return Kernels(isa)->channels_winograd; }, py::arg("isa"),
+        "Largest block of output channels of the Winograd kernel.");
+  m.def("winograd_scratch_lines", &WinogradScratchLines, py::arg("channels"),
+        "Lines of scratch of a Winograd convolution of that many input channels.");
   m.attr("TILE") = kTile;
   m.attr("DEPTHWISE_COLUMNS") = kDepthwiseColumns;
-  m.attr("WINOGRAD_TILES") = kWinogradTiles;
-  m.attr("WINOGRAD_CHANNELS") = kWinogradChannels;
   m.attr("AMX_SUM_LINES") = kAmxSumBytes / kLineBytes;
   m.def("unpack_weights",
         [](const std::string& isa, const std::string& storage, const Array<uint8_t>& packed) {

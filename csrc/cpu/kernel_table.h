@@ -8,8 +8,9 @@ namespace hce {
 
 struct KernelTable {
   const char* isa;
-  int channels_f32;  // largest ConvBlock.count of the direct float kernel
-  int channels_u8;   // ConvBlock.count of the direct kernel of codes is this or 4
+  int channels_f32;       // largest ConvBlock.count of the direct float kernel
+  int channels_u8;        // ConvBlock.count of the direct kernel of codes is this or 4
+  int channels_winograd;  // largest ConvBlock.count of the Winograd kernel
   void (*conv_u8)(const ConvU8Args&);
   void (*conv_f32)(const ConvF32Args&);
   void (*winograd_f32)(const WinogradArgs&);

@@ -147,15 +147,21 @@ struct DepthwiseF32Args {
   int32_t channels;
 };
 
-// Winograd F(4x4, 3x3), stride 1 (Lavin and Gray, arXiv 1509.09308): weight is [36][block][C][count], transformed in
-// float64 and rounded once; scratch holds 36 * (C + OC) * kWinogradTiles lines. Error bound: docs/NUMERICS.md.
+// Winograd F(4x4, 3x3), stride 1 (Lavin and Gray, arXiv 1509.09308): weight is [block][36][C][count], transformed in
+// float64 and rounded once; scratch holds WinogradScratchLines lines. Error bound: docs/NUMERICS.md.
 // Input pixels up to 4 * ceil(out / 4) + 2 per axis from x must be readable (halo).
-constexpr int kWinogradTiles = 2;
-constexpr int kWinogradChannels = 8;
+constexpr int kWinogradTiles = 2;     // tiles at a time
+constexpr int kWinogradChunk = 8;     // input channels of a chunk of transformed inputs, at most
+constexpr int kWinogradChannels = 8;  // output channels of a block on any instruction set, at most
 struct WinogradArgs {
-  ConvF32Args conv;  // count of a block at most kWinogradChannels
-  int32_t channels, out_channels;
+  ConvF32Args conv;  // blocks of at most KernelTable::channels_winograd
+  int32_t channels;
   float* scratch;
 };
+// Products of one block and transformed inputs in chunks, in 36 frequencies with a line behind each.
+static constexpr int64_t WinogradScratchLines(int64_t channels) {
+  return 36 * ((kWinogradTiles * kWinogradChannels + 1) +
+               (kWinogradTiles * kWinogradChunk + 1) * ((channels + kWinogradChunk - 1) / kWinogradChunk));
+}
 
 }  // namespace hce

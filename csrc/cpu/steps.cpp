@@ -237,17 +237,18 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
   Require(spec.weight.size() == size_t{36} * s.in_lines * s.out_channels, "winograd: 36 C OC weights expected");
   const int64_t rows = (int64_t{s.out_h} + 3) / 4 * 4 + 2, columns = (int64_t{s.out_w} + 3) / 4 * 4 + 2;
   program.Check("winograd input", spec.x, -s.pad_h, rows - s.pad_h, -s.pad_w, columns - s.pad_w, s.in_lines);
-  program.Check("winograd scratch", spec.scratch, 0, 1, 0, 1,
-                int64_t{36} * kWinogradTiles * (int64_t{s.in_lines} + s.out_channels));
   int channel = 0;
   for (const ConvBlock& b : spec.blocks) {
-    Require(b.channel == channel && b.count > 0 && b.count <= kWinogradChannels, "winograd: adjacent blocks expected");
+    Require(b.channel == channel && b.count > 0 && b.count <= program.kernels().channels_winograd &&
+                b.weight == int64_t{36} * s.in_lines * b.channel,
+            "winograd: adjacent blocks that this instruction set's kernel can hold expected");
     channel += b.count;
   }
   Require(channel == s.out_channels, "winograd: blocks that cover all output channels expected");
+  program.Check("winograd scratch", spec.scratch, 0, 1, 0, 1, WinogradScratchLines(s.in_lines));
   AddStep(program, [spec = std::move(spec)](Tile& tile) {
-    tile.kernels->winograd_f32({RunArgs(spec, tile), spec.shape.in_lines, spec.shape.out_channels,
-                                reinterpret_cast<float*>(tile.arena + spec.scratch.offset)});
+    tile.kernels->winograd_f32(
+        {RunArgs(spec, tile), spec.shape.in_lines, reinterpret_cast<float*>(tile.arena + spec.scratch.offset)});
   });
 }
 

@@ -15,6 +15,7 @@ struct Simd {
   static constexpr int kPixelsF32 = 3;
   static constexpr int kChannelsF32 = 4;
   static constexpr int kDepthwiseRows = 2;
+  static constexpr int kChannelsWinograd = 6;  // for two tiles: 12 accumulators, 2 inputs, 1 weight
   using F = __m256;
   using I = __m256i;
 

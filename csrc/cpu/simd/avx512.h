@@ -15,6 +15,7 @@ struct Simd {
   static constexpr int kPixelsF32 = 4;
   static constexpr int kChannelsF32 = 6;
   static constexpr int kDepthwiseRows = 2;
+  static constexpr int kChannelsWinograd = 8;  // for two tiles: 16 accumulators, and products that fit the first-level cache
   using F = __m512;
   using I = __m512i;
 

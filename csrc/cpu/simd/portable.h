@@ -15,6 +15,7 @@ struct Simd {
   static constexpr int kPixelsF32 = 2;
   static constexpr int kChannelsF32 = 4;
   static constexpr int kDepthwiseRows = 2;
+  static constexpr int kChannelsWinograd = 4;
   typedef float F __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
   typedef uint32_t U __attribute__((vector_size(16)));

@@ -132,9 +132,10 @@ class Lowering:
             packed, blocks = np.ascontiguousarray(weight, np.float32).ravel(), np.empty((0, 5), np.int64)
         elif choice.winograd:
             kernel = "conv2d_f32_winograd"
-            packed, blocks = weights.blocks_winograd(weight, self.native.WINOGRAD_CHANNELS)
+            packed, blocks = weights.blocks_winograd(weight, self.native.channels_winograd(self.isa))
             x.widen(0, 0, -(-y.h // 4) * 4 + 2 - shape[10] - x.h, -(-y.w // 4) * 4 + 2 - shape[11] - x.w)
-            lines = 36 * self.native.WINOGRAD_TILES * (weight.shape[1] + weight.shape[0])
+            x.odd_rows = True
+            lines = self.native.winograd_scratch_lines(weight.shape[1])
             writes["scratch"] = Map(f"{node.name}.scratch", 1, 1, lines)
         else:
             packed, blocks = weights.blocks_f32(weight, groups, self.native.channels_f32(self.isa))

@@ -20,6 +20,7 @@ class Map:
 
     lines: units of 4 channels for codes, channels for float32.  halo: (top, left, bottom, right) pixels.
     pattern: the 4-byte value of each line in the halo, uint32 [lines].  start: byte offset in the arena, set by the memory planner.
+    odd_rows: a row takes an odd number of lines, so that the pixels of a column do not fall into one set of a cache.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Map:
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
     pattern: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
     start: int = -1
+    odd_rows: bool = False
 
     @property
     def pixel(self) -> int:
@@ -36,7 +38,8 @@ class Map:
 
     @property
     def row(self) -> int:
-        return (self.halo[1] + self.w + self.halo[3]) * self.pixel
+        lines = (self.halo[1] + self.w + self.halo[3]) * self.lines
+        return (lines | self.odd_rows) * LINE_BYTES
 
     @property
     def bytes(self) -> int:
