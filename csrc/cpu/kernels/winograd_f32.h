@@ -235,6 +235,7 @@ void WinogradTiles(const WinogradArgs& a, int n, int columns, int lane) {
 
 template <class S>
 void WinogradF32(const WinogradArgs& a) {
+  static_assert(S::kChannelsWinograd <= kWinogradChannels, "a block must fit the scratch of WinogradScratchLines");
   const int columns = (a.conv.geometry.out_w + 3) / 4, tiles = (a.conv.geometry.out_h + 3) / 4 * columns;
   int n = 0;
   for (; n + kWinogradTiles <= tiles; n += kWinogradTiles)
