@@ -147,7 +147,7 @@ template <class S, Products kProducts>
 void ConvU8Kernel(const ConvU8Args& a) {
   if (a.logits) return ConvU8Rows<S, kProducts, ToLogits<S>>(a);
   const bool y = a.y.data, y2 = a.y2.data, residual = a.residual.data;
-  if (!S::kSaturatingPack || !a.fits_int32 || (residual && !y)) return ConvU8Rows<S, kProducts, ToCodes<S>>(a);
+  if (!IsUsual<S>(a)) return ConvU8Rows<S, kProducts, ToCodes<S>>(a);
   if (residual && y2) return ConvU8Rows<S, kProducts, ToCodes<S, true, true, true, true>>(a);
   if (residual) return ConvU8Rows<S, kProducts, ToCodes<S, true, true, false, true>>(a);
   if (!y) return ConvU8Rows<S, kProducts, ToCodes<S, true, false, true>>(a);

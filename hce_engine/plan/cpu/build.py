@@ -27,14 +27,15 @@ def _with_halos(steps: Sequence[Step]) -> list[Step]:
 
 
 def build_plan(
-    graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice] = select.select_conv_f32
+    graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice] = select.select_conv_f32,
+    choose_conv_u8: Callable[..., select.ConvU8Choice] = select.select_conv_u8,
 ) -> Plan:
     """The plan of all members of ``graph`` (they share the nodes they have in common) on instruction set ``isa``.
 
-    choose_conv_f32: the rule for float convolutions; benchmarks pass others to compare algorithms.
+    choose_conv_f32, choose_conv_u8: the rules for convolutions; benchmarks and tests pass others to compare algorithms.
     The graph must be lowered: no batch norms. Raises GraphError or UnsupportedError.
     """
-    lowering = Lowering(verify(graph), isa, choose_conv_f32)
+    lowering = Lowering(verify(graph), isa, choose_conv_f32, choose_conv_u8)
     lowering.run()
     steps = _with_halos(lowering.steps)
     arena = memory.place(steps)

@@ -14,7 +14,7 @@ import numpy as np
 from ... import _native, numerics
 from ...errors import UnsupportedError
 from ...graph import Graph, Node
-from . import select, weights
+from . import select, weights, winograd_codes
 from .plan import Map, Step
 
 INT16_LIMIT = 2**15 - 1
@@ -38,8 +38,11 @@ def _limits(node: Node) -> tuple[float, float]:
 class Lowering:
     """One pass over the graph in topological order; ``maps`` holds where each node's value lies."""
 
-    def __init__(self, graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice]) -> None:
-        self.graph, self.isa, self.choose_conv_f32 = graph, isa, choose_conv_f32
+    def __init__(
+        self, graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice],
+        choose_conv_u8: Callable[..., select.ConvU8Choice],
+    ) -> None:
+        self.graph, self.isa, self.choose_conv_f32, self.choose_conv_u8 = graph, isa, choose_conv_f32, choose_conv_u8
         self.consumers = graph.consumers()
         self.outputs = {m.output for m in graph.members}
         self.maps: dict[str, Map] = {}
@@ -82,10 +85,10 @@ class Lowering:
 
     def emit(
         self, nodes: Sequence[Node], kernel: str, reason: str, method: str, reads: dict[str, Map],
-        writes: dict[str, Map], *, macs: int = 0, packed_bytes: int = 0, **arguments: object,
+        writes: dict[str, Map], *, macs: int = 0, packed_bytes: int = 0, executed_macs: int = 0, **arguments: object,
     ) -> None:
         names = tuple(n.name for n in nodes)
-        self.steps.append(Step(names, kernel, reason, method, reads, writes, arguments, macs, packed_bytes))
+        self.steps.append(Step(names, kernel, reason, method, reads, writes, arguments, macs, packed_bytes, executed_macs))
 
     # -- convolution and linear -------------------------------------------------------------------------------------
 
@@ -126,6 +129,7 @@ class Lowering:
         choice = self.choose_conv_f32(
             self.isa, weight.shape, (shape[8], shape[9]), (shape[12], shape[13]), groups, y.h, y.w
         )
+        executed = 0
         kernel, reason = "conv2d_f32", choice.reason
         if select.depthwise_f32(weight.shape, (shape[8], shape[9]), (shape[12], shape[13]), groups):
             kernel, reason = "conv2d_f32_depthwise", "depthwise: a window slides over each channel"
@@ -137,11 +141,13 @@ class Lowering:
             x.odd_rows = True
             lines = self.native.winograd_scratch_lines(weight.shape[1])
             writes["scratch"] = Map(f"{node.name}.scratch", 1, 1, lines)
+            executed = 36 * weight.shape[0] * weight.shape[1] * -(-y.h // 4) * -(-y.w // 4)
         else:
             packed, blocks = weights.blocks_f32(weight, groups, self.native.channels_f32(self.isa))
         low, high = _limits(node)
-        self.emit((node,), kernel, reason, "conv_f32", reads, writes, macs=weight.size * y.h * y.w,
-                  packed_bytes=packed.nbytes, shape=shape, blocks=blocks, weight=packed, bias=node.params["bias"], low=low, high=high)
+        self.emit((node,), kernel, reason, "conv_f32", reads, writes, macs=weight.size * y.h * y.w, packed_bytes=packed.nbytes,
+                  executed_macs=executed, shape=shape, blocks=blocks, weight=packed, bias=node.params["bias"], low=low,
+                  high=high)
         self.maps[node.name] = y
 
     def fused_recode(self, node: Node) -> Node | None:
@@ -157,12 +163,22 @@ class Lowering:
         padded = -(-oc // 4) * 4
         shape[5] = padded
         groups = node.attrs.get("groups", 1)
-        tiles, reason = select.select_conv_u8(self.isa, groups, logits)
-        cut = weights.amx_cut(weight.shape, shape[13]) if tiles else None
+        choice = self.choose_conv_u8(
+            self.isa, select.ConvU8Layer(weight.shape, node.attrs["weight_dtype"], (shape[8], shape[9]), (shape[12], shape[13]),
+                                         groups, shape[3], shape[4], logits),
+            lambda: winograd_codes.fit(weight, node.params["bias"], source.type.qmax),
+        )
+        reason = choice.reason
+        cut = weights.amx_cut(weight.shape, shape[13]) if choice.tiles else None
         depthwise = select.depthwise_u8(weight.shape, shape[13], groups, self.native.DEPTHWISE_COLUMNS) and not logits
+        winograd = None
         if depthwise:
             codes, blocks = weights.depthwise_u8(weight, shape[8], shape[12]), np.empty((0, 5), np.int64)
             reason = "depthwise: four kernel rows side by side"
+        elif choice.winograd is not None:
+            codes, blocks = winograd_codes.blocks(weight), np.empty((0, 5), np.int64)
+            x.widen(0, 0, 0, -(-shape[4] // 4) * 4 + 2 - shape[11] - x.w)
+            winograd = (source.type.qmax, choice.winograd.entries, choice.winograd.constants, choice.winograd.pair_sums)
         elif cut is not None:
             codes, blocks = weights.tiles_amx(weight, cut), np.empty((0, 5), np.int64)
         else:
@@ -206,11 +222,16 @@ class Lowering:
         if cut is not None:
             kernel += "_amx"
             writes["sums"] = Map(f"{node.name}.sums", 1, 1, self.native.AMX_SUM_LINES)
+        executed = 0
+        if winograd is not None:
+            kernel += "_winograd"
+            writes["scratch"] = Map(f"{node.name}.scratch", 1, 1, self.native.winograd_u8_lines(x.lines))
+            executed = winograd_codes.products(*weight.shape[:2], *shape[3:5])
         self.emit(nodes, kernel, reason, "conv_u8", reads, writes, macs=weight.size * shape[3] * shape[4],
-                  packed_bytes=packed.nbytes, shape=shape, blocks=blocks, storage=storage, packed=packed,
+                  packed_bytes=packed.nbytes, executed_macs=executed, shape=shape, blocks=blocks, storage=storage, packed=packed,
                   bias=pad(node.params["bias"]), multiplier=pad(node.params["multiplier"]), pair_sums=pair_sums,
                   fits_int32=fits_int32, range=(0, 0, 0) if logits else self.code_range(node), residual=residual,
-                  recoded=recoded, offset=offset, cut=cut)
+                  recoded=recoded, offset=offset, cut=cut, winograd=winograd)
 
     # -- everything else --------------------------------------------------------------------------------------------
 

@@ -65,7 +65,9 @@ class Step:
 
     nodes: the graph nodes it computes.  kernel: a name such as ``conv2d_u4xs4_u8``.  reason: why this kernel.
     method: the builder of the native program.  maps: argument name -> Map read or written (reads, writes).
-    arguments: everything else the builder takes.  macs: multiply-accumulates per image.  packed_bytes: weights in memory.
+    arguments: everything else the builder takes.  packed_bytes: weights in memory.
+    macs: multiply-accumulates per image that the layer is defined by.  executed_macs: those that the kernel does, transforms
+    not counted, where an algorithm saves some; 0 means ``macs``.
     """
 
     nodes: tuple[str, ...]
@@ -77,6 +79,7 @@ class Step:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     macs: int = 0
     packed_bytes: int = 0
+    executed_macs: int = 0
 
 
 @dataclass(frozen=True)

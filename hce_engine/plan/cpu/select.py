@@ -7,11 +7,17 @@ the figures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from .winograd_codes import WinogradCodes
 
 # Cost of one operation of the (input, output) transform against one multiply-accumulate of the direct kernel, memory
 # traffic included, for decisions as the measurement's: the transforms of wide vectors wait for the caches.
 WINOGRAD_TRANSFORM_COST = {"amx": (1.4, 2.0), "avx512vnni": (1.4, 2.0), "avx2": (1.1, 2.2), "portable": (1.0, 1.7)}
+# The same of integer F(4, 3) against one dot product of four codes, per unit and per output channel of a tile of four pixels.
+WINOGRAD_U8_TRANSFORM_COST = {isa: (22.0, 8.0) for isa in ("avx512vnni", "avx2", "portable")}
+WINOGRAD_MARGIN = 1.1  # the direct kernel must be predicted slower by this much
 
 
 def depthwise_f32(weight_shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int) -> bool:
@@ -53,12 +59,64 @@ def select_conv_f32(
     return ConvChoice(True, f"Winograd F(4x4,3x3): predicted {ratio:.2f}x direct")
 
 
-def select_conv_u8(isa: str, groups: int, logits: bool) -> tuple[bool, str]:
-    """(on AMX tiles, reason) for a quantized convolution or head."""
-    if isa != "amx":
-        return False, f"dot products of 4 codes on {isa}"
-    if groups != 1:
-        return False, "dot products of 4 codes: a tile cannot hold several groups"
-    if logits:
-        return False, "dot products of 4 codes: a head has one pixel, which cannot fill tiles"
-    return True, "tiles of 16 channels x 16 images x 64 inputs"
+@dataclass(frozen=True)
+class ConvU8Layer:
+    """What the choice of an integer kernel depends on. weight_shape: [OC, C/groups, KH, KW]."""
+
+    weight_shape: tuple[int, ...]
+    weight_dtype: str
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    out_h: int
+    out_w: int
+    logits: bool
+
+
+@dataclass(frozen=True)
+class ConvU8Choice:
+    """winograd: its constants, if the layer runs by F(4, 3).  tiles: on AMX tiles.  Neither: direct dot products."""
+
+    reason: str
+    tiles: bool = False
+    winograd: WinogradCodes | None = None
+
+
+def winograd_u8_cost(layer: ConvU8Layer, transform: tuple[float, float]) -> tuple[float, float]:
+    """(Winograd, direct) cost per image of 16 lanes, in dot products of four codes; partly filled tiles included."""
+    (oc, c), units = layer.weight_shape[:2], -(-layer.weight_shape[1] // 4)
+    tiles = layer.out_h * -(-layer.out_w // 4)
+    return (tiles * (18.0 * units * oc + transform[0] * units + transform[1] * oc),
+            9.0 * units * oc * layer.out_h * layer.out_w)
+
+
+def select_conv_u8(isa: str, layer: ConvU8Layer, fit: Callable[[], WinogradCodes | str]) -> ConvU8Choice:
+    """The kernel of a quantized convolution or head. fit: the constants of F(4, 3) for its weights, or why it is not exact."""
+    if isa == "amx" and layer.groups == 1 and not layer.logits:
+        return ConvU8Choice("tiles of 16 channels x 16 images x 64 inputs", tiles=True)
+    if isa == "amx":
+        return ConvU8Choice("dot products of 4 codes: " + (
+            "a head has one pixel, which cannot fill tiles" if layer.logits else "a tile cannot hold several groups"))
+    dots = f"dot products of 4 codes on {isa}"
+    if (layer.logits or layer.groups != 1 or layer.weight_shape[2:] != (3, 3) or tuple(layer.stride) != (1, 1)
+            or tuple(layer.dilation) != (1, 1)):
+        return ConvU8Choice(dots)
+    winograd, direct = winograd_u8_cost(layer, WINOGRAD_U8_TRANSFORM_COST[isa])
+    ratio = direct / winograd
+    if ratio < WINOGRAD_MARGIN:
+        return ConvU8Choice(f"{dots}: F(4,3) predicted at {ratio:.2f}x")
+    return winograd_u8(isa, layer, fit, f"predicted {ratio:.2f}x direct", dots)
+
+
+def winograd_u8(
+    isa: str, layer: ConvU8Layer, fit: Callable[[], WinogradCodes | str], why: str, otherwise: str
+) -> ConvU8Choice:
+    """F(4, 3) if it is exact for the layer, else direct with the reason why not."""
+    if layer.weight_dtype == "s8":
+        return ConvU8Choice(f"{otherwise}: F(4,3) needs weights of 3 or 4 bits")
+    codes = fit()
+    if isinstance(codes, str):
+        return ConvU8Choice(f"{otherwise}: F(4,3) is not exact, {codes}")
+    if isa == "avx2" and min(codes.pair_sums) < 1:
+        return ConvU8Choice(f"{otherwise}: pairs of transformed products leave int16")
+    return ConvU8Choice(f"exact Winograd F(4,3) in bytes: {why}", winograd=codes)
