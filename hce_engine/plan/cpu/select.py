@@ -15,8 +15,9 @@ from .winograd_codes import WinogradCodes
 # Cost of one operation of the (input, output) transform against one multiply-accumulate of the direct kernel, memory
 # traffic included, for decisions as the measurement's: the transforms of wide vectors wait for the caches.
 WINOGRAD_TRANSFORM_COST = {"amx": (1.4, 2.0), "avx512vnni": (1.4, 2.0), "avx2": (1.1, 2.2), "portable": (1.0, 1.7)}
-# The same of integer F(4, 3) against one dot product of four codes, per unit and per output channel of a tile of four pixels.
-WINOGRAD_U8_TRANSFORM_COST = {isa: (22.0, 8.0) for isa in ("avx512vnni", "avx2", "portable")}
+# Integer F(4, 3), in dot products of the direct kernel (benchmarks/conv_algorithms_u8.py): one of its products, then the transforms
+# of a tile of four pixels per unit and per output channel. Sums that pass through int16 are widened sooner.
+WINOGRAD_U8_COST = {"avx512vnni": (1.0, 28.0, 21.0), "avx2": (1.45, 5.0, 5.0), "portable": (1.0, 1.0, 1.0)}
 WINOGRAD_MARGIN = 1.1  # the direct kernel must be predicted slower by this much
 
 
@@ -82,12 +83,12 @@ class ConvU8Choice:
     winograd: WinogradCodes | None = None
 
 
-def winograd_u8_cost(layer: ConvU8Layer, transform: tuple[float, float]) -> tuple[float, float]:
-    """(Winograd, direct) cost per image of 16 lanes, in dot products of four codes; partly filled tiles included."""
-    (oc, c), units = layer.weight_shape[:2], -(-layer.weight_shape[1] // 4)
+def winograd_u8_cost(layer: ConvU8Layer, cost: tuple[float, float, float]) -> tuple[float, float]:
+    """(Winograd, direct) cost of a tile of 16 images, in dot products of four codes; partly filled tiles included."""
+    oc, units = layer.weight_shape[0], -(-layer.weight_shape[1] // 4)
+    product, unit, channel = cost
     tiles = layer.out_h * -(-layer.out_w // 4)
-    return (tiles * (18.0 * units * oc + transform[0] * units + transform[1] * oc),
-            9.0 * units * oc * layer.out_h * layer.out_w)
+    return tiles * (18.0 * units * oc * product + unit * units + channel * oc), 9.0 * units * oc * layer.out_h * layer.out_w
 
 
 def select_conv_u8(isa: str, layer: ConvU8Layer, fit: Callable[[], WinogradCodes | str]) -> ConvU8Choice:
@@ -101,22 +102,15 @@ def select_conv_u8(isa: str, layer: ConvU8Layer, fit: Callable[[], WinogradCodes
     if (layer.logits or layer.groups != 1 or layer.weight_shape[2:] != (3, 3) or tuple(layer.stride) != (1, 1)
             or tuple(layer.dilation) != (1, 1)):
         return ConvU8Choice(dots)
-    winograd, direct = winograd_u8_cost(layer, WINOGRAD_U8_TRANSFORM_COST[isa])
+    winograd, direct = winograd_u8_cost(layer, WINOGRAD_U8_COST[isa])
     ratio = direct / winograd
     if ratio < WINOGRAD_MARGIN:
         return ConvU8Choice(f"{dots}: F(4,3) predicted at {ratio:.2f}x")
-    return winograd_u8(isa, layer, fit, f"predicted {ratio:.2f}x direct", dots)
-
-
-def winograd_u8(
-    isa: str, layer: ConvU8Layer, fit: Callable[[], WinogradCodes | str], why: str, otherwise: str
-) -> ConvU8Choice:
-    """F(4, 3) if it is exact for the layer, else direct with the reason why not."""
     if layer.weight_dtype == "s8":
-        return ConvU8Choice(f"{otherwise}: F(4,3) needs weights of 3 or 4 bits")
+        return ConvU8Choice(f"{dots}: F(4,3) needs weights of 3 or 4 bits")
     codes = fit()
     if isinstance(codes, str):
-        return ConvU8Choice(f"{otherwise}: F(4,3) is not exact, {codes}")
+        return ConvU8Choice(f"{dots}: F(4,3) is not exact, {codes}")
     if isa == "avx2" and min(codes.pair_sums) < 1:
-        return ConvU8Choice(f"{otherwise}: pairs of transformed products leave int16")
-    return ConvU8Choice(f"exact Winograd F(4,3) in bytes: {why}", winograd=codes)
+        return ConvU8Choice(f"{dots}: F(4,3) adds pairs of products beyond int16")
+    return ConvU8Choice(f"exact Winograd F(4,3) in bytes: predicted {ratio:.2f}x direct", winograd=codes)
