@@ -110,7 +110,10 @@ struct Simd {
   // Sums of two products in int16, many steps long: two instructions per 32 products instead of three.
   static constexpr bool kPairSums = true;
   static I AddPairs(I sums, I x, I w) { return _mm256_add_epi16(sums, _mm256_maddubs_epi16(x, w)); }
-  static I Widen(I acc, I sums) { return _mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1))); }
+  template <int kFactor>  // acc + kFactor * sums
+  static I Widen(I acc, I sums) { return _mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(kFactor))); }
+  template <int kNibble>  // four bits of every byte
+  static I Nibbles(I x) { return _mm256_and_si256(kNibble ? _mm256_srli_epi16(x, 4) : x, _mm256_set1_epi8(15)); }
 
   // vpmaddubsw adds two products in int16 and saturates. kPairsFit: the caller has proven 2 * max(x) * max|w| < 2^15,
   // so it cannot. Otherwise x is split into its low 7 bits and its top bit: 2 * 127 * 128 < 2^15 and the top bit's
