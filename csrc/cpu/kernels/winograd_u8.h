@@ -75,7 +75,7 @@ inline void WinogradU8Products(const uint8_t* const (&rows)[R + 2], const int8_t
 #pragma GCC unroll 4
         for (int t = 0; t < R * T; ++t)
 #pragma GCC unroll 4
-          for (int o = 0; o < 4; ++o) acc[t][o] = S::Widen(acc[t][o], sums[t][o]), sums[t][o] = S::ZeroI();
+          for (int o = 0; o < 4; ++o) acc[t][o] = S::template Widen<1>(acc[t][o], sums[t][o]), sums[t][o] = S::ZeroI();
       }
     }
   }
@@ -83,7 +83,7 @@ inline void WinogradU8Products(const uint8_t* const (&rows)[R + 2], const int8_t
   for (int o = 0; o < 4; ++o)
 #pragma GCC unroll 4
     for (int t = 0; t < R * T; ++t) {
-      if constexpr (S::kPairSums) acc[t][o] = S::Widen(acc[t][o], sums[t][o]);
+      if constexpr (S::kPairSums) acc[t][o] = S::template Widen<1>(acc[t][o], sums[t][o]);
       S::StoreI(m + (t * 4 + o) * kTile, acc[t][o]);
     }
 }
