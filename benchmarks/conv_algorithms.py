@@ -20,11 +20,9 @@ from hce_engine.graph import Graph, Member, Node, TensorSpec, verify
 from hce_engine.plan.cpu import build_plan, select
 
 # (C, OC, size): CIFAR ResNet layers at full and pruned widths, ResNet-50's 3x3 layers.
-LAYERS = [
-    (3, 16, 32), (16, 16, 32), (16, 10, 32), (10, 16, 32), (16, 7, 32), (7, 16, 32), (32, 32, 16), (32, 21, 16), (21, 32, 16),
-    (32, 14, 16), (14, 32, 16), (64, 64, 8), (64, 42, 8), (42, 64, 8), (64, 28, 8), (28, 64, 8), (64, 64, 56),
-    (128, 128, 28), (256, 256, 14), (512, 512, 7),
-]  # fmt: skip
+FULL = [(3, 16, 32), (16, 16, 32), (32, 32, 16), (64, 64, 8), (64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7)]
+PRUNED = {(16, 32): (2, 3, 4, 5, 6, 7, 8, 10, 13), (32, 16): (2, 4, 6, 9, 10, 12, 14, 21, 26), (64, 8): (4, 9, 14, 19, 20, 26, 28, 42, 52)}
+LAYERS = FULL + [layer for (full, size), widths in PRUNED.items() for w in widths for layer in ((full, w, size), (w, full, size))]
 
 
 def layer_graph(c: int, oc: int, size: int) -> Graph:

@@ -45,7 +45,7 @@ Extent ToExtent(const Size3& e) {
 CodeRange ToRange(const Size3& r) {  // zero_point, qmin, qmax
   return {r[0], r[1], r[2], static_cast<float>(r[1] - r[0]), static_cast<float>(r[2] - r[0])};
 }
-Recode ToRecode(const std::array<int32_t, 5>& r) { return {r[0], r[1], r[2], r[3], r[4]}; }
+Recode ToRecode(const std::array<int32_t, 5>& r) { return {r[0], r[1], r[2], r[3], r[4], 0}; }
 
 ConvShape ToShape(const std::array<int32_t, 14>& s) {
   return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13]};
@@ -126,12 +126,15 @@ PYBIND11_MODULE(_C, m) {
         "Largest block of output channels of the direct float32 kernel.");
   m.def("channels_u8", [](const std::string& isa) { return Kernels(isa)->channels_u8; }, py::arg("isa"),
         "Largest block of output channels of the direct kernel of codes, a multiple of 4.");
+  m.def("channels_winograd", [](const std::string& isa) { return Kernels(isa)->channels_winograd; }, py::arg("isa"),
+        "Largest block of output channels of the Winograd kernel.");
+  m.def("winograd_scratch_lines", &WinogradScratchLines, py::arg("channels"),
+        "Lines of scratch of a Winograd convolution of that many input channels.");
   m.attr("TILE") = kTile;
   m.attr("DENSE_BLOCK") = kDenseBlock;
   m.attr("DEPTHWISE_COLUMNS") = kDepthwiseColumns;
-  m.attr("WINOGRAD_TILES") = kWinogradTiles;
-  m.attr("WINOGRAD_CHANNELS") = kWinogradChannels;
   m.attr("AMX_SUM_LINES") = kAmxSumBytes / kLineBytes;
+  m.def("winograd_u8_lines", &WinogradU8Lines, "Lines of scratch of a quantized layer by Winograd F(4, 3).", py::arg("units"));
   m.def("unpack_weights",
         [](const std::string& isa, const std::string& storage, const Array<uint8_t>& packed) {
           const WeightStorage kind = ToStorage(storage);
@@ -167,9 +170,10 @@ PYBIND11_MODULE(_C, m) {
               const std::optional<std::tuple<Ref, float, int32_t>>& residual,
               const std::optional<std::tuple<Ref, std::array<int32_t, 5>>>& recoded,
               const std::optional<Array<float>>& offset,
-              const std::optional<std::tuple<std::array<int32_t, 4>, bool, Ref>>& amx) {
-             ConvU8Spec s{ToShape(shape), amx ? std::vector<ConvBlock>{} : ToBlocks(blocks), ToStorage(storage), ToShared(packed), ToVector(bias),
-                          ToVector(multiplier), pair_sums, fits_int32, ToMap(x), ToMap(y), ToRange(range), {}, {}, {}, {}};
+              const std::optional<std::tuple<std::array<int32_t, 4>, bool, Ref>>& amx,
+              const std::optional<std::tuple<int32_t, int32_t, Array<int32_t>, std::array<int32_t, kFrequencies>, Ref>>& winograd) {
+             ConvU8Spec s{ToShape(shape), amx || winograd ? std::vector<ConvBlock>{} : ToBlocks(blocks), ToStorage(storage), ToShared(packed), ToVector(bias),
+                          ToVector(multiplier), pair_sums, fits_int32, ToMap(x), ToMap(y), ToRange(range), {}, {}, {}, {}, {}};
              if (residual)
                s.residual = ResidualU8{ToMap(std::get<0>(*residual)), std::get<1>(*residual), std::get<2>(*residual)};
              if (recoded) s.recoded = RecodedOutput{ToMap(std::get<0>(*recoded)), ToRecode(std::get<1>(*recoded))};
@@ -178,11 +182,16 @@ PYBIND11_MODULE(_C, m) {
                const auto& [cut, kernel_rows, sums] = *amx;
                s.amx = AmxCut{cut[0], cut[1], cut[2], cut[3], kernel_rows, ToMap(sums)};
              }
+             if (winograd) {
+               const auto& [qmax, entries, constants, pair_sums, scratch] = *winograd;
+               s.winograd = WinogradU8Plan{qmax, entries, ToVector(constants), pair_sums, ToMap(scratch)};
+             }
              AddConvU8(p, std::move(s));
            },
            py::kw_only(), py::arg("shape"), py::arg("blocks").noconvert(), py::arg("storage"), py::arg("packed").noconvert(),
            py::arg("bias").noconvert(), py::arg("multiplier").noconvert(), py::arg("pair_sums"), py::arg("fits_int32"), py::arg("x"),
-           py::arg("y"), py::arg("range"), py::arg("residual"), py::arg("recoded"), py::arg("offset"), py::arg("amx"))
+           py::arg("y"), py::arg("range"), py::arg("residual"), py::arg("recoded"), py::arg("offset"), py::arg("amx"),
+           py::arg("winograd"))
       .def("conv_f32",
            [](Program& p, const std::array<int32_t, 14>& shape, const Array<int64_t>& blocks, const Array<float>& weight,
               const Array<float>& bias, const Ref& x, const Ref& y, const std::optional<Ref>& residual, float low,

@@ -8,9 +8,12 @@ namespace hce {
 
 struct KernelTable {
   const char* isa;
-  int channels_f32;  // largest ConvBlock.count of the direct float kernel
-  int channels_u8;   // ConvBlock.count of the direct kernel of codes is this or 4
+  int channels_f32;       // largest ConvBlock.count of the direct float kernel
+  int channels_u8;        // ConvBlock.count of the direct kernel of codes is this or 4
+  int channels_winograd;  // largest ConvBlock.count of the Winograd kernel
   void (*conv_u8)(const ConvU8Args&);
+  void (*winograd_u8)(const WinogradU8Args&);
+  void (*winograd_u8_weights)(const int8_t*, int8_t*, int64_t);  // one block: WinogradU8Weights
   void (*conv_f32)(const ConvF32Args&);
   void (*winograd_f32)(const WinogradArgs&);
   void (*depthwise_u8)(const DepthwiseU8Args&);

@@ -10,6 +10,7 @@
 #include "kernels/lines.h"
 #include "kernels/unpack.h"
 #include "kernels/winograd_f32.h"
+#include "kernels/winograd_u8.h"
 #include "simd/avx512.h"
 // After the intrinsics:
 #include "kernels/conv2d_u8_amx.h"

@@ -11,6 +11,7 @@
 #include "kernels/lines.h"
 #include "kernels/unpack.h"
 #include "kernels/winograd_f32.h"
+#include "kernels/winograd_u8.h"
 #include "simd/avx512.h"
 
 namespace hce::avx512vnni {

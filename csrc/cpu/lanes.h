@@ -79,6 +79,7 @@ struct CodeRange {
 // code = clamp(zero_point + (((r - zero_point_in) * k + 2^15) >> 16), qmin, qmax)
 struct Recode {
   int32_t k, zero_point_in, zero_point, qmin, qmax;
+  int32_t half;  // not 0: min((r * half + 2^14) >> 15, qmax) is the same for every byte r; set when a program is built
 };
 
 // Quantized convolution, hce_engine.numerics: conv2d_accumulate then requantize, bit for bit.
@@ -137,6 +138,26 @@ static constexpr int DepthwiseShifts(int kernel_h, int stride_h, int dilation_h)
 }
 constexpr int kDepthwiseColumns = 64;  // sets * ((kernel_w - 1) * dilation_w + 1) is at most this
 
+// Quantized 3x3 convolution of stride 1 by Winograd F(4, 3) along rows, in integers: same result as ConvU8Args, whose
+// geometry.blocks and bias are not used. docs/NUMERICS.md derives it, hce_engine/plan/cpu/winograd_codes.py proves it for a
+// layer and makes `constants` and `pair_sums`. Weights are transformed, signed bytes:
+//   [block of 4 output channels][6 frequencies][entries][4 output][4 input]
+// where an entry is one unit of one kernel row, in that order, filled up to a multiple of 4. Input columns up to
+// 4 * ceil(out_w / 4) + 2 from x must be readable (halo).
+constexpr int kFrequencies = 6;
+struct WinogradU8Args {
+  ConvU8Args conv;
+  int32_t units, entries, out_channels;  // out_channels: a multiple of 4
+  int32_t qmax;                          // of the input codes, at most 25: ten of them fit a byte
+  const int32_t* constants;              // [block][4 pixels of a tile][4 channels], what the four scaled sums lack
+  int32_t pair_sums[kFrequencies];       // as ConvU8Args.pair_sums, at least 1 where sums pass through int16
+  uint8_t* scratch;                      // WinogradU8Lines(units) lines
+};
+constexpr int kWinogradU8Tiles = 4;  // at most so many tiles share a broadcast weight
+constexpr int64_t WinogradU8Lines(int64_t units) {
+  return kFrequencies * kWinogradU8Tiles * (3 * units + 4);  // inputs of 3 rows of tiles or 4 half rows, products
+}
+
 // Float convolution: y = clamp(bias + sum w * x (+ residual)). Direct kernels add bias first, then taps in the order
 // kernel_h, kernel_w, channel, each by one fused multiply-add (portable: two roundings).
 struct ConvF32Args {
@@ -156,16 +177,22 @@ struct DepthwiseF32Args {
   int32_t channels;
 };
 
-// Winograd F(4x4, 3x3), stride 1 (Lavin and Gray, arXiv 1509.09308): weight is [36][block][C][count], transformed in
-// float64 and rounded once; scratch holds 36 * (C + OC) * kWinogradTiles lines. Error bound: docs/NUMERICS.md.
+// Winograd F(4x4, 3x3), stride 1 (Lavin and Gray, arXiv 1509.09308): weight is [block][36][C][count], transformed in
+// float64 and rounded once; scratch holds WinogradScratchLines lines. Error bound: docs/NUMERICS.md.
 // Input pixels up to 4 * ceil(out / 4) + 2 per axis from x must be readable (halo).
-constexpr int kWinogradTiles = 2;
-constexpr int kWinogradChannels = 8;
+constexpr int kWinogradTiles = 2;     // tiles at a time
+constexpr int kWinogradChunk = 8;     // input channels of a chunk of transformed inputs, at most
+constexpr int kWinogradChannels = 8;  // output channels of a block on any instruction set, at most
 struct WinogradArgs {
-  ConvF32Args conv;  // count of a block at most kWinogradChannels
-  int32_t channels, out_channels;
+  ConvF32Args conv;  // blocks of at most KernelTable::channels_winograd
+  int32_t channels;
   float* scratch;
 };
+// Products of one block and transformed inputs in chunks, in 36 frequencies with a line behind each.
+static constexpr int64_t WinogradScratchLines(int64_t channels) {
+  return 36 * ((kWinogradTiles * kWinogradChannels + 1) +
+               (kWinogradTiles * kWinogradChunk + 1) * ((channels + kWinogradChunk - 1) / kWinogradChunk));
+}
 
 // A float layer on vectors, of a few images: the sums of ConvF32Args with one pixel and one tap, with output channels in the
 // places of a register instead of images. weight is [block][channels][kDenseBlock], unused places 0; x and y are lines of

@@ -1,10 +1,11 @@
 #include "steps.h"
 
-#include "add_step.h"
-
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
 #include <string>
+
+#include "add_step.h"
 
 namespace hce {
 namespace {
@@ -45,11 +46,25 @@ int64_t ChunkBytes(WeightStorage storage) {
   return storage == WeightStorage::kS8 ? 64 : storage == WeightStorage::kS4 ? 32 : 24;
 }
 
-const int8_t* Unpack(const ConvU8Spec& spec, const Tile& tile, int64_t chunks) {
-  if (spec.storage == WeightStorage::kS8) return reinterpret_cast<const int8_t*>(spec.packed.get());
-  (spec.storage == WeightStorage::kS4 ? tile.kernels->unpack_s4 : tile.kernels->unpack_s3)(spec.packed.get(),
-                                                                                          tile.weights, chunks);
-  return tile.weights;
+// Recode::half: k / 2 or a neighbour that gives the same code for all 256 bytes, which one multiplication with rounding then
+// yields; 0 if there is none.
+int32_t HalfMultiplier(const Recode& r) {
+  if (r.zero_point_in != 0 || r.zero_point != 0 || r.qmin != 0) return 0;
+  for (int32_t half = r.k / 2 < 4 ? 1 : r.k / 2 - 3; half <= r.k / 2 + 4 && half < (1 << 15); ++half) {
+    bool same = true;
+    for (int32_t code = 0; code < 256 && same; ++code)
+      same = std::min((code * half + (1 << 14)) >> 15, r.qmax) == std::min((code * r.k + (1 << 15)) >> 16, r.qmax);
+    if (same) return half;
+  }
+  return 0;
+}
+
+// `chunks` chunks from the first-th one, unpacked to `room` unless they are bytes already.
+const int8_t* Unpack(const ConvU8Spec& spec, const Tile& tile, int64_t first, int64_t chunks, int8_t* room) {
+  const uint8_t* packed = spec.packed.get() + first * ChunkBytes(spec.storage);
+  if (spec.storage == WeightStorage::kS8) return reinterpret_cast<const int8_t*>(packed);
+  (spec.storage == WeightStorage::kS4 ? tile.kernels->unpack_s4 : tile.kernels->unpack_s3)(packed, room, chunks);
+  return room;
 }
 
 ConvU8Args RunArgs(const ConvU8Spec& spec, const Tile& tile, const int8_t* weights) {
@@ -92,7 +107,7 @@ void AddDepthwiseU8(Program& program, ConvU8Spec spec, int64_t chunks) {
   Require(sets * ((s.kernel_w - 1) * int64_t{s.dilation_w} + 1) <= kDepthwiseColumns, "depthwise: a narrower window expected");
   Require(__int128{s.in_lines} * sets * shifts * s.kernel_w * 16 <= chunks * 64, "depthwise: weights for every channel expected");
   AddStep(program, [spec = std::move(spec), chunks, sets, shifts](Tile& tile) {
-    DepthwiseU8Args a{RunArgs(spec, tile, Unpack(spec, tile, chunks)), spec.shape.in_lines, sets, shifts};
+    DepthwiseU8Args a{RunArgs(spec, tile, Unpack(spec, tile, 0, chunks, tile.weights)), spec.shape.in_lines, sets, shifts};
     a.conv.geometry = Geometry(spec.shape, spec.blocks);
     tile.kernels->depthwise_u8(a);
   });
@@ -138,11 +153,46 @@ void AddAmxStep(Program& program, ConvU8Spec spec, int64_t chunks) {
   AddStep(program, [spec = std::move(spec), chunks, runs, offsets = std::move(offsets),
                     bias_lines = std::move(bias_lines)](Tile& tile) {
     const AmxCut& c = *spec.amx;
-    ConvU8AmxArgs a{RunArgs(spec, tile, Unpack(spec, tile, chunks)), spec.shape.out_channels, c.channels_per_tile,
+    ConvU8AmxArgs a{RunArgs(spec, tile, Unpack(spec, tile, 0, chunks, tile.weights)), spec.shape.out_channels, c.channels_per_tile,
                     c.channel_tiles, c.rows, static_cast<int32_t>(runs), c.tiles_per_run, offsets.data(), bias_lines.data(),
                     reinterpret_cast<int32_t*>(tile.arena + c.sums.offset)};
     a.conv.geometry = Geometry(spec.shape, spec.blocks);
     tile.kernels->conv_u8_amx(a);
+  });
+}
+
+void AddWinogradU8Step(Program& program, ConvU8Spec spec, int64_t chunks) {
+  const ConvShape& s = spec.shape;
+  const WinogradU8Plan& plan = *spec.winograd;
+  Require(s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
+              s.dilation_w == 1 && spec.offset.empty(),
+          "integer winograd: a 3x3 kernel of stride 1 that yields codes expected");
+  Require(spec.storage != WeightStorage::kS8, "integer winograd: weights of 3 or 4 bits expected");
+  Require(plan.qmax > 0 && plan.qmax <= 25, "integer winograd: input codes of which ten fit a byte expected");
+  Require(plan.entries % 4 == 0 && plan.entries >= int64_t{3} * s.in_lines && plan.entries < int64_t{3} * s.in_lines + 4,
+          "integer winograd: an entry per unit and kernel row, filled up to a multiple of 4, expected");
+  const int64_t blocks = s.out_channels / 4, block_chunks = int64_t{plan.entries} / 4 * 3;
+  Require(chunks == blocks * block_chunks, "integer winograd: weights for every block expected");
+  Require(plan.constants.size() == size_t{16} * blocks, "integer winograd: four constants per output channel expected");
+  for (const int32_t sums : plan.pair_sums) Require(sums >= 1, "integer winograd: products that fit int16 expected");
+  const int64_t columns = (int64_t{s.out_w} + 3) / 4 * 4 + 2;
+  program.Check("integer winograd input", spec.x, -s.pad_h, int64_t{s.out_h} + 2 - s.pad_h, -s.pad_w, columns - s.pad_w,
+                s.in_lines);
+  program.Check("integer winograd scratch", plan.scratch, 0, 1, 0, 1, WinogradU8Lines(s.in_lines));
+  // The transformed weights of all blocks, and behind them room for one block before its transform.
+  const int64_t block_bytes = int64_t{kFrequencies} * plan.entries * 16;
+  program.NeedWeights(blocks * block_bytes + block_chunks * 64);
+  AddStep(program, [spec = std::move(spec), blocks, block_chunks, block_bytes](Tile& tile) {
+    const WinogradU8Plan& p = *spec.winograd;
+    for (int64_t b = 0; b < blocks; ++b)
+      tile.kernels->winograd_u8_weights(
+          Unpack(spec, tile, b * block_chunks, block_chunks, tile.weights + blocks * block_bytes),
+          tile.weights + b * block_bytes, p.entries);
+    WinogradU8Args a{RunArgs(spec, tile, tile.weights), spec.shape.in_lines, p.entries, spec.shape.out_channels, p.qmax,
+                     p.constants.data(), {}, tile.arena + p.scratch.offset};
+    std::copy(p.pair_sums.begin(), p.pair_sums.end(), a.pair_sums);
+    a.conv.geometry = Geometry(spec.shape, spec.blocks);
+    tile.kernels->winograd_u8(a);
   });
 }
 
@@ -165,8 +215,13 @@ void AddConvU8(Program& program, ConvU8Spec spec) {
           "logits: one output pixel of its own expected");
   if (spec.residual)
     program.Check("residual", spec.residual->map, 0, spec.shape.out_h, 0, spec.shape.out_w, lines);
+  if (spec.recoded) spec.recoded->recode.half = HalfMultiplier(spec.recoded->recode);
   if (spec.recoded)
     program.Check("recoded output", spec.recoded->map, 0, spec.shape.out_h, 0, spec.shape.out_w, lines);
+  if (spec.winograd) {
+    AddWinogradU8Step(program, std::move(spec), chunks);
+    return;
+  }
   program.NeedWeights(chunks * 64);
   if (spec.amx) {
     AddAmxStep(program, std::move(spec), chunks);
@@ -181,7 +236,7 @@ void AddConvU8(Program& program, ConvU8Spec spec) {
     Require((b.count == 4 || b.count == program.kernels().channels_u8) && b.channel % 4 == 0,
             "quantized convolution: blocks of 4 channels, or as many as this instruction set's kernel takes, expected");
   AddStep(program, [spec = std::move(spec), chunks](Tile& tile) {
-    ConvU8Args a = RunArgs(spec, tile, Unpack(spec, tile, chunks));
+    ConvU8Args a = RunArgs(spec, tile, Unpack(spec, tile, 0, chunks, tile.weights));
     a.geometry = Geometry(spec.shape, spec.blocks);
     tile.kernels->conv_u8(a);
   });
@@ -211,17 +266,18 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
   Require(spec.weight.size == size_t{36} * s.in_lines * s.out_channels, "winograd: 36 C OC weights expected");
   const int64_t rows = (int64_t{s.out_h} + 3) / 4 * 4 + 2, columns = (int64_t{s.out_w} + 3) / 4 * 4 + 2;
   program.Check("winograd input", spec.x, -s.pad_h, rows - s.pad_h, -s.pad_w, columns - s.pad_w, s.in_lines);
-  program.Check("winograd scratch", spec.scratch, 0, 1, 0, 1,
-                int64_t{36} * kWinogradTiles * (int64_t{s.in_lines} + s.out_channels));
   int channel = 0;
   for (const ConvBlock& b : spec.blocks) {
-    Require(b.channel == channel && b.count > 0 && b.count <= kWinogradChannels, "winograd: adjacent blocks expected");
+    Require(b.channel == channel && b.count > 0 && b.count <= program.kernels().channels_winograd &&
+                b.weight == int64_t{36} * s.in_lines * b.channel,
+            "winograd: adjacent blocks that this instruction set's kernel can hold expected");
     channel += b.count;
   }
   Require(channel == s.out_channels, "winograd: blocks that cover all output channels expected");
+  program.Check("winograd scratch", spec.scratch, 0, 1, 0, 1, WinogradScratchLines(s.in_lines));
   AddStep(program, [spec = std::move(spec)](Tile& tile) {
-    tile.kernels->winograd_f32({RunArgs(spec, tile), spec.shape.in_lines, spec.shape.out_channels,
-                                reinterpret_cast<float*>(tile.arena + spec.scratch.offset)});
+    tile.kernels->winograd_f32(
+        {RunArgs(spec, tile), spec.shape.in_lines, reinterpret_cast<float*>(tile.arena + spec.scratch.offset)});
   });
 }
 
@@ -304,6 +360,7 @@ void AddAddU8(Program& program, AddU8Args args, MapRef a, MapRef b, MapRef y) {
 
 void AddRecode(Program& program, RecodeArgs args, MapRef x, MapRef y) {
   for (const MapRef& map : {x, y}) program.Check("recode", map, 0, args.extent.h, 0, args.extent.w, args.extent.lines);
+  args.recode.half = HalfMultiplier(args.recode);
   AddStep(program, [=](Tile& tile) {
     tile.kernels->recode_u8({ReadAt(tile, x), At(tile, y), args.extent, args.recode});
   });

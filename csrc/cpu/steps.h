@@ -40,6 +40,15 @@ struct AmxCut {
   MapRef sums;
 };
 
+// How a quantized layer runs by Winograd F(4, 3) (WinogradU8Args): weights are packed before their transform, one block of 4
+// output channels after the other, [entries / 4][3 kernel columns][4 entries][4 output][4 input].
+struct WinogradU8Plan {
+  int32_t qmax, entries;
+  std::vector<int32_t> constants;
+  std::array<int32_t, kFrequencies> pair_sums;
+  MapRef scratch;
+};
+
 // Quantized layer: weights packed as kernels/unpack.h says, in the order of lanes.h.
 struct ConvU8Spec {
   ConvShape shape;
@@ -56,6 +65,7 @@ struct ConvU8Spec {
   std::optional<RecodedOutput> recoded;
   std::vector<float> offset;  // not empty: float32 logits to y, one line per channel
   std::optional<AmxCut> amx;  // given: weights in the order of ConvU8AmxArgs, no blocks
+  std::optional<WinogradU8Plan> winograd;  // given: weights as it says, no blocks
 };
 void AddConvU8(Program& program, ConvU8Spec spec);
 

@@ -30,6 +30,8 @@ def _arguments(step: Step) -> dict[str, object]:
         arguments["residual"] = None if residual is None else (refs["residual"], *residual)
         arguments["recoded"] = None if recoded is None else (refs["recoded"], recoded)
         cut = arguments.pop("cut")
+        winograd = step.arguments["winograd"]
+        arguments["winograd"] = None if winograd is None else (*winograd, arguments.pop("scratch"))
         arguments["amx"] = None if cut is None else (cut.numbers, cut.kernel_rows, arguments.pop("sums"))
     return arguments
 

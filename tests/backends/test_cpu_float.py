@@ -76,6 +76,8 @@ CONVS = [
     (17, 18, 9, 9, {"dilation": (2, 3), "padding": (2, 3)}),
     (12, 20, 4, 4, {"padding": (2, 0)}),
     (33, 24, 6, 5, {"low": 0.0, "high": 6.0}),
+    (20, 6, 9, 13, {}),
+    (64, 5, 7, 7, {}),
     (6, 6, 8, 13, {"groups": 6, "low": 0.0}),
     (5, 5, 9, 6, {"groups": 5, "stride": (2, 2)}),
     (3, 3, 1, 2, {"groups": 3, "stride": (2, 2)}),
@@ -130,6 +132,26 @@ def test_depthwise_has_the_bits_of_the_direct_kernel(
     monkeypatch.setattr(select, "depthwise_f32", lambda *_: False)
     assert any(s.kernel == "conv2d_f32" for s in build_plan(graph, isa).steps)
     assert CpuBackend(graph, isa=isa).run(images)["m0"].tobytes() == got.tobytes()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("channels", [(3, 8), (11, 19), (20, 6)], ids=lambda c: f"{c[0]}-{c[1]}")
+def test_winograd_bits_do_not_depend_on_where_a_tile_lies(channels: tuple[int, int], isa: str) -> None:
+    """Parts of a map, cut at multiples of 4, give the bits of the whole: tiles in pairs across rows, alone, or cut at the end."""
+    c, oc = channels
+
+    def run(images: np.ndarray) -> np.ndarray:
+        h, w = images.shape[1:3]
+        b = GraphBuilder((c, h, w), seed=5)
+        graph = b.finish(b.conv(b.normalize(), oc, padding=(0, 0), low=0.0))
+        assert any("winograd" in s.kernel for s in build_plan(graph, isa).steps)
+        return CpuBackend(graph, isa=isa, threads=1, poison=True).run(images)["m0"].reshape(len(images), oc, h - 2, w - 2)
+
+    images = pixels((c, 18, 26), 17)
+    whole = run(images)
+    for row, column, h, w in ((4, 4, 12, 20), (8, 16, 4, 4), (0, 8, 8, 8), (12, 0, 4, 24), (0, 20, 16, 4), (0, 0, 15, 23)):
+        part = run(np.ascontiguousarray(images[:, row : row + h + 2, column : column + w + 2]))
+        assert part.tobytes() == np.ascontiguousarray(whole[:, :, row : row + h, column : column + w]).tobytes()
 
 
 def test_winograd_error_is_small_in_practice() -> None:

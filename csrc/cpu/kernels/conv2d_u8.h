@@ -1,8 +1,8 @@
 // Direct convolution of codes on 16 images in lanes; contract in lanes.h (ConvU8Args).
 //
-// Register block: P adjacent output pixels x 4 output channels. Per tap and input unit, P loads and 4 broadcasts feed
-// 4 P four-way dot products, without VNNI by way of int16 sums. The 4 channels of a block become one 64-byte line of the output: shifted and or-ed, they
-// already are the next layer's layout.
+// Register block: P adjacent output pixels x O output channels (4 or 8). Per tap and input unit, P loads and O broadcasts feed
+// P O four-way dot products, without VNNI by way of int16 sums. Four channels become one 64-byte line of the output: shifted and
+// or-ed, they already are the next layer's layout.
 #pragma once
 #include "epilogue_u8.h"
 
@@ -17,22 +17,29 @@ inline void StoreLogitLines(const ConvU8Args& a, const typename S::I (&acc)[4], 
   }
 }
 
-// How products are summed. kSplit and kDot: one step to int32, with and without care for int16 overflow on the way (one
-// form on instruction sets that do not pass through int16). kSums: in int16, widened when pair_sums are reached.
-enum class Products { kSplit, kDot, kSums };
+// How products are summed. kDot: each step to int32. On instruction sets that add two products in int16 also: kSums, int16
+// sums that are widened when pair_sums are reached; kOnce, all of a block's products in int16; and where not even two products
+// fit, kNibbles, the low and the high four bits of x one after the other, widened after kNibbleSums, or for few products kSplit, each
+// step to int32 by way of the low seven bits and the top bit.
+enum class Products { kDot, kSplit, kSums, kOnce, kNibbles };
+constexpr int kNibbleSums = 8;  // 8 * 2 * 15 * 128 < 2^15
+constexpr bool InInt16(Products products) { return products != Products::kDot && products != Products::kSplit; }
 
-// One line of inputs for P pixels times one line of weights for O channels.
-template <class S, int P, int O, Products kProducts>
+// One line of inputs for P pixels times one line of weights for O channels. kNibble: which four bits of x (kNibbles).
+template <class S, int P, int O, Products kProducts, int kNibble>
 [[gnu::always_inline]] inline void MultiplyLine(const uint8_t* x, int64_t step, const int8_t* w, typename S::I (&acc)[P][O]) {
   typename S::I in[P];
 #pragma GCC unroll 8
-  for (int p = 0; p < P; ++p) in[p] = S::LoadI(x + p * step);
+  for (int p = 0; p < P; ++p) {
+    in[p] = S::LoadI(x + p * step);
+    if constexpr (kProducts == Products::kNibbles) in[p] = S::template Nibbles<kNibble>(in[p]);
+  }
 #pragma GCC unroll 8
   for (int o = 0; o < O; ++o) {
     const auto weight = S::Broadcast4(w + 4 * o);
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
-      if constexpr (kProducts == Products::kSums)
+      if constexpr (InInt16(kProducts))
         acc[p][o] = S::AddPairs(acc[p][o], in[p], weight);
       else
         acc[p][o] = S::template Dot4<kProducts == Products::kDot>(acc[p][o], in[p], weight);
@@ -40,13 +47,49 @@ template <class S, int P, int O, Products kProducts>
   }
 }
 
-// What a sum is worth: int16 pairs are added to what was widened before.
-template <class S, Products kProducts>
-inline typename S::I Widened(typename S::I sum, typename S::I acc) {
-  if constexpr (kProducts == Products::kSums)
-    return S::Widen(sum, acc);
-  else
-    return acc;
+// wide += 16^kNibble * acc, from int16 to int32.
+template <class S, int P, int O, int kNibble>
+[[gnu::always_inline]] inline void WidenAll(typename S::I (&acc)[P][O], typename S::I (&wide)[P][O]) {
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 8
+    for (int o = 0; o < O; ++o) {
+      wide[p][o] = S::template Widen<kNibble == 0 ? 1 : 16>(wide[p][o], acc[p][o]);
+      acc[p][o] = S::ZeroI();
+    }
+}
+
+// All products of a block: into acc, or where they are widened into wide.
+template <class S, int P, int O, Products kProducts, int kNibble>
+[[gnu::always_inline]] inline void MultiplyTaps(const ConvU8Args& a, const ConvBlock& b, const uint8_t* x,
+                                                typename S::I (&acc)[P][O], typename S::I (&wide)[P][O]) {
+  const ConvGeometry& g = a.geometry;
+  constexpr bool kWidens = kProducts == Products::kSums || kProducts == Products::kNibbles;
+  const Runs runs = RunsOf(g, b, a.x);
+  const int64_t step = g.stride_w * a.x.pixel;
+  const int8_t* w = a.weight + b.weight;
+  const int most = kProducts == Products::kNibbles ? kNibbleSums : a.pair_sums;
+  int room = most;
+  for (int kh = 0; kh < runs.rows; ++kh, x += runs.row) {
+    const uint8_t* run = x;
+    for (int n = 0; n < runs.runs; ++n, run += runs.run) {
+      const uint8_t *line = run, *end = run + runs.lines * kLineBytes;
+      if constexpr (kWidens) {
+        while (line < end) {
+          const int64_t left = (end - line) / kLineBytes, count = left < room ? left : room;
+          for (const uint8_t* until = line + count * kLineBytes; line < until; line += kLineBytes, w += 4 * O)
+            MultiplyLine<S, P, O, kProducts, kNibble>(line, step, w, acc);
+          room -= static_cast<int>(count);
+          if (room > 0) continue;
+          room = most;
+          WidenAll<S, P, O, kNibble>(acc, wide);
+        }
+      } else {
+        for (; line < end; line += kLineBytes, w += 4 * O) MultiplyLine<S, P, O, kProducts, kNibble>(line, step, w, acc);
+      }
+    }
+  }
+  if constexpr (kWidens) WidenAll<S, P, O, kNibble>(acc, wide);
 }
 
 // What becomes of four channels' sums of one pixel.
@@ -69,46 +112,30 @@ template <class S, Products kProducts, class Out, int P, int O>
 [[gnu::noinline]] void ConvU8Block(const ConvU8Args& args, const ConvBlock& b, const uint8_t* x, int i, int j, int lane) {
   using I = typename S::I;
   const ConvU8Args a = args;  // a copy that byte stores cannot alias
-  const ConvGeometry& g = a.geometry;
-  I acc[P][O], wide[P][O];  // kSums: acc in int16, wide what it was widened to
+  I acc[P][O], wide[P][O];
 #pragma GCC unroll 8
   for (int o = 0; o < O; ++o) {
     const I bias = S::SetI(a.bias[b.channel + o]);
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) wide[p][o] = bias, acc[p][o] = kProducts == Products::kSums ? S::ZeroI() : bias;
-  }
-  const int64_t step = g.stride_w * a.x.pixel, tap = g.dilation_w * a.x.pixel, row = g.dilation_h * a.x.row;
-  const int8_t* w = a.weight + b.weight;
-  int room = a.pair_sums;
-  for (int kh = 0; kh < g.kernel_h; ++kh, x += row) {
-    const uint8_t* pixel = x;
-    for (int kw = 0; kw < g.kernel_w; ++kw, pixel += tap) {
-      const uint8_t *line = pixel, *end = pixel + b.lines * kLineBytes;
-      if constexpr (kProducts == Products::kSums) {
-        while (line < end) {
-          const int64_t left = (end - line) / kLineBytes, count = left < room ? left : room;
-          for (const uint8_t* until = line + count * kLineBytes; line < until; line += kLineBytes, w += 4 * O)
-            MultiplyLine<S, P, O, kProducts>(line, step, w, acc);
-          room -= static_cast<int>(count);
-          if (room > 0) continue;
-          room = a.pair_sums;
-#pragma GCC unroll 8
-          for (int p = 0; p < P; ++p)
-#pragma GCC unroll 8
-            for (int o = 0; o < O; ++o) wide[p][o] = S::Widen(wide[p][o], acc[p][o]), acc[p][o] = S::ZeroI();
-        }
-      } else {
-        for (; line < end; line += kLineBytes, w += 4 * O) MultiplyLine<S, P, O, kProducts>(line, step, w, acc);
-      }
+    for (int p = 0; p < P; ++p) {
+      acc[p][o] = InInt16(kProducts) ? S::ZeroI() : bias;
+      if constexpr (kProducts == Products::kSums || kProducts == Products::kNibbles) wide[p][o] = bias;
     }
   }
+  MultiplyTaps<S, P, O, kProducts, 0>(a, b, x, acc, wide);
+  if constexpr (kProducts == Products::kNibbles) MultiplyTaps<S, P, O, kProducts, 1>(a, b, x, acc, wide);
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 8
     for (int o = 0; o < O; o += 4) {
       I sums[4];
 #pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n) sums[n] = Widened<S, kProducts>(wide[p][o + n], acc[p][o + n]);
+      for (int n = 0; n < 4; ++n) {
+        if constexpr (kProducts == Products::kOnce)
+          sums[n] = S::template Widen<1>(S::SetI(a.bias[b.channel + o + n]), acc[p][o + n]);
+        else
+          sums[n] = !InInt16(kProducts) ? acc[p][o + n] : wide[p][o + n];
+      }
       Out::Store(a, sums, b.channel + o, i, j + p, lane);
     }
 }
@@ -147,7 +174,7 @@ template <class S, Products kProducts>
 void ConvU8Kernel(const ConvU8Args& a) {
   if (a.logits) return ConvU8Rows<S, kProducts, ToLogits<S>>(a);
   const bool y = a.y.data, y2 = a.y2.data, residual = a.residual.data;
-  if (!S::kSaturatingPack || !a.fits_int32 || (residual && !y)) return ConvU8Rows<S, kProducts, ToCodes<S>>(a);
+  if (!IsUsual<S>(a)) return ConvU8Rows<S, kProducts, ToCodes<S>>(a);
   if (residual && y2) return ConvU8Rows<S, kProducts, ToCodes<S, true, true, true, true>>(a);
   if (residual) return ConvU8Rows<S, kProducts, ToCodes<S, true, true, false, true>>(a);
   if (!y) return ConvU8Rows<S, kProducts, ToCodes<S, true, false, true>>(a);
@@ -161,7 +188,14 @@ constexpr int kLeastPairSums = 8;
 template <class S>
 void ConvU8(const ConvU8Args& a) {
   if constexpr (S::kPairSums) {
+    int64_t steps = 0;
+    for (int n = 0; n < a.geometry.block_count; ++n) {
+      const int64_t taps = int64_t{a.geometry.kernel_h} * a.geometry.kernel_w * a.geometry.blocks[n].lines;
+      steps = taps > steps ? taps : steps;
+    }
+    if (a.pair_sums >= steps) return ConvU8Kernel<S, Products::kOnce>(a);
     if (a.pair_sums >= kLeastPairSums) return ConvU8Kernel<S, Products::kSums>(a);
+    if (a.pair_sums < 1 && steps > 2 * kNibbleSums) return ConvU8Kernel<S, Products::kNibbles>(a);
     if (a.pair_sums < 1) return ConvU8Kernel<S, Products::kSplit>(a);
   }
   ConvU8Kernel<S, Products::kDot>(a);

@@ -187,7 +187,7 @@ void ConvU8AmxBlocks(const ConvU8AmxArgs& args) {
 template <class S>
 void ConvU8Amx(const ConvU8AmxArgs& a) {
   const bool y = a.conv.y.data, y2 = a.conv.y2.data, residual = a.conv.residual.data;
-  if (!a.conv.fits_int32 || (residual && !y)) return ConvU8AmxBlocks<S, false, false, false, false>(a);
+  if (!IsUsual<S>(a.conv)) return ConvU8AmxBlocks<S, false, false, false, false>(a);
   if (residual) return y2 ? ConvU8AmxBlocks<S, true, true, true, true>(a) : ConvU8AmxBlocks<S, true, true, false, true>(a);
   if (!y) return ConvU8AmxBlocks<S, true, false, true, false>(a);
   return y2 ? ConvU8AmxBlocks<S, true, true, true, false>(a) : ConvU8AmxBlocks<S, true, true, false, false>(a);

@@ -86,7 +86,7 @@ inline void DepthwisePixel(const DepthwiseU8Args& a, const typename S::I* quads,
 #pragma GCC unroll 2
   for (int r = 0; r < kRows; ++r) {
     if constexpr (kProducts == Products::kSums)
-      for (auto& v : acc[r]) v = S::Widen(bias, v);
+      for (auto& v : acc[r]) v = S::template Widen<1>(bias, v);
     Out::Store(a.conv, acc[r], multiplier, line, i + r, j, lane);
   }
 }

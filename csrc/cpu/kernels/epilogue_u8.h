@@ -20,37 +20,41 @@ inline typename S::I PackFour(const typename S::I (&c)[4]) {
 
 // The recoded form of one line of codes.
 template <class S>
-inline typename S::I RecodedLine(typename S::I line, const Recode& r) {
+[[gnu::always_inline]] inline typename S::I RecodedLine(typename S::I line, const Recode& r) {
   if constexpr (S::kSaturatingPack)
-    if (r.zero_point_in == 0 && r.zero_point == 0 && r.qmin == 0 && r.k < (1 << 16)) return S::RecodeLine(line, r.k, r.qmax);
-  typename S::I codes[4];
-  for (auto& code : codes) {
-    code = Recoded<S>(S::AndI(line, S::SetI(0xff)), r);
-    line = S::template ShiftRight<8>(line);
-  }
+    if (r.half) return S::RecodeLine(line, r.half, r.qmax);
+  typename S::I codes[4] = {S::template Byte<0>(line), S::template Byte<1>(line), S::template Byte<2>(line),
+                            S::template Byte<3>(line)};
+  for (auto& code : codes) code = Recoded<S>(code, r);
   return PackFour<S>(codes);
 }
 
-// Epilogue of four output channels of one pixel: requantization, residual, clamp, packing, recoded copy. kUsual: no
-// branches on what the layer has; the caller knows that it has exactly y, y2 and residual as named, and fits_int32.
-template <class S, bool kUsual = false, bool kY = false, bool kY2 = false, bool kResidual = false>
-inline void StoreCodes(const ConvU8Args& a, const typename S::I (&acc)[4], int channel, int i, int j, int lane) {
+// Whether the branches of an epilogue may be taken when it is compiled.
+template <class S>
+inline bool IsUsual(const ConvU8Args& a) {
+  return S::kSaturatingPack && a.fits_int32 && !(a.residual.data && !a.y.data) && !(a.y2.data && !a.recode.half);
+}
+
+// Epilogue of four output channels of one pixel, whose f32(acc) are sum(0 .. 3): requantization, residual, clamp, packing, recoded copy.
+// kUsual: no branches on what the layer has; the caller knows by IsUsual that it has exactly y, y2 and residual as named.
+template <class S, bool kUsual = false, bool kY = false, bool kY2 = false, bool kResidual = false, class Sum>
+[[gnu::always_inline]] inline void StoreSums(const ConvU8Args& a, const Sum& sum, int channel, int i, int j, int lane) {
   using I = typename S::I;
   const bool has_residual = kUsual ? kResidual : a.residual.data != nullptr;
   const bool has_y = kUsual ? kY : a.y.data != nullptr, has_y2 = kUsual ? kY2 : a.y2.data != nullptr;
   const int64_t line = (channel / 4) * kLineBytes + lane * 4;
   typename S::F v[4];
 #pragma GCC unroll 4
-  for (int o = 0; o < 4; ++o) v[o] = S::Mul(S::ToFloat(acc[o]), S::Set(a.multiplier[channel + o]));
+  for (int o = 0; o < 4; ++o) v[o] = S::Mul(sum(o), S::Set(a.multiplier[channel + o]));
   if (has_residual) {
-    I residual = S::LoadI(a.residual.data + i * a.residual.row + j * a.residual.pixel + line);
-    const I zero = S::SetI(a.residual_zero_point);
+    const I residual = S::LoadI(a.residual.data + i * a.residual.row + j * a.residual.pixel + line);
+    I codes[4] = {S::template Byte<0>(residual), S::template Byte<1>(residual), S::template Byte<2>(residual),
+                  S::template Byte<3>(residual)};
+    if (a.residual_zero_point)
+      for (auto& code : codes) code = S::SubI(code, S::SetI(a.residual_zero_point));
     const auto factor = S::Set(a.residual_multiplier);
 #pragma GCC unroll 4
-    for (int o = 0; o < 4; ++o) {
-      v[o] = S::Add(v[o], S::Mul(S::ToFloat(S::SubI(S::AndI(residual, S::SetI(0xff)), zero)), factor));
-      residual = S::template ShiftRight<8>(residual);
-    }
+    for (int o = 0; o < 4; ++o) v[o] = S::Add(v[o], S::Mul(S::ToFloat(codes[o]), factor));
   }
   I codes = S::ZeroI();
   bool packed = false;
@@ -68,7 +72,19 @@ inline void StoreCodes(const ConvU8Args& a, const typename S::I (&acc)[4], int c
     codes = PackFour<S>(four);
   }
   if (has_y) S::StoreI(a.y.data + i * a.y.row + j * a.y.pixel + line, codes);
-  if (has_y2) S::StoreI(a.y2.data + i * a.y2.row + j * a.y2.pixel + line, RecodedLine<S>(codes, a.recode));
+  if (!has_y2) return;
+  I recoded;
+  if constexpr (kUsual && S::kSaturatingPack)
+    recoded = S::RecodeLine(codes, a.recode.half, a.recode.qmax);
+  else
+    recoded = RecodedLine<S>(codes, a.recode);
+  S::StoreI(a.y2.data + i * a.y2.row + j * a.y2.pixel + line, recoded);
+}
+
+// The same of int32 sums.
+template <class S, bool kUsual = false, bool kY = false, bool kY2 = false, bool kResidual = false>
+[[gnu::always_inline]] inline void StoreCodes(const ConvU8Args& a, const typename S::I (&acc)[4], int channel, int i, int j, int lane) {
+  StoreSums<S, kUsual, kY, kY2, kResidual>(a, [&](int o) { return S::ToFloat(acc[o]); }, channel, i, j, lane);
 }
 
 }  // namespace hce::kernels

@@ -12,9 +12,11 @@ struct Simd {
   // the 16-bit step.
   static constexpr int kPixelsU8 = 2;
   static constexpr int kChannelsU8 = 4;
+  static constexpr int kTilesU8 = 2;  // integer Winograd, x 4 channels
   static constexpr int kPixelsF32 = 3;
   static constexpr int kChannelsF32 = 4;
   static constexpr int kDepthwiseRows = 2;
+  static constexpr int kChannelsWinograd = 6;  // for two tiles: 12 accumulators, 2 inputs, 1 weight
   using F = __m256;
   using I = __m256i;
 
@@ -41,6 +43,8 @@ struct Simd {
   static I MaxI(I a, I b) { return _mm256_max_epi32(a, b); }
   static I OrI(I a, I b) { return _mm256_or_si256(a, b); }
   static I AndI(I a, I b) { return _mm256_and_si256(a, b); }
+  static I AddBytes(I a, I b) { return _mm256_add_epi8(a, b); }  // modulo 256
+  static I SubBytes(I a, I b) { return _mm256_sub_epi8(a, b); }
   template <int kBits>
   static I ShiftLeft(I v) { return _mm256_slli_epi32(v, kBits); }
   template <int kBits>
@@ -88,14 +92,21 @@ struct Simd {
   }
   static I Repeat(const void* p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
   static F Repeat(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
-  static I RecodeLine(I line, int k, int qmax) {
-    const I factor = _mm256_set1_epi16(static_cast<short>(k)), top = _mm256_set1_epi16(static_cast<short>(qmax));
-    const auto scaled = [&](I r) {
-      const I product = _mm256_add_epi16(_mm256_mulhi_epu16(r, factor), _mm256_srli_epi16(_mm256_mullo_epi16(r, factor), 15));
-      return _mm256_min_epu16(product, top);
-    };
-    const I even = scaled(_mm256_and_si256(line, _mm256_set1_epi16(0xff)));
-    return _mm256_or_si256(even, _mm256_slli_epi16(scaled(_mm256_srli_epi16(line, 8)), 8));
+  // min((r * half + 2^14) >> 15, qmax) for every byte r of a line, half < 2^15.
+  static I RecodeLine(I line, int half, int qmax) {
+    const I factor = _mm256_set1_epi16(static_cast<short>(half));
+    const I even = _mm256_mulhrs_epi16(_mm256_and_si256(line, _mm256_set1_epi16(0xff)), factor);
+    const I odd = _mm256_mulhrs_epi16(_mm256_srli_epi16(line, 8), factor);
+    return _mm256_min_epu8(_mm256_or_si256(even, _mm256_slli_epi16(odd, 8)), _mm256_set1_epi8(static_cast<char>(qmax)));
+  }
+
+  // Byte kByte of each lane as a number.
+  template <int kByte>
+  static I Byte(I v) {
+    if constexpr (kByte == 0) return AndI(v, SetI(0xff));
+    if constexpr (kByte == 3) return ShiftRight<24>(v);
+    constexpr char b = kByte;
+    return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(_mm_setr_epi8(b, -1, -1, -1, b + 4, -1, -1, -1, b + 8, -1, -1, -1, b + 12, -1, -1, -1)));
   }
 
   // Sums of two products in int16, many steps long: two instructions per 32 products instead of three.
@@ -126,7 +137,10 @@ struct Simd {
 
   static constexpr bool kPairSums = true;
   static I AddPairs(I sums, I x, I w) { return _mm256_add_epi16(sums, _mm256_maddubs_epi16(x, w)); }
-  static I Widen(I acc, I sums) { return _mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1))); }
+  template <int kFactor>  // acc + kFactor * sums
+  static I Widen(I acc, I sums) { return _mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(kFactor))); }
+  template <int kNibble>  // four bits of every byte
+  static I Nibbles(I x) { return _mm256_and_si256(kNibble ? _mm256_srli_epi16(x, 4) : x, _mm256_set1_epi8(15)); }
 
   // vpmaddubsw adds two products in int16 and saturates. kPairsFit: the caller has proven 2 * max(x) * max|w| < 2^15,
   // so it cannot. Otherwise x is split into its low 7 bits and its top bit: 2 * 127 * 128 < 2^15 and the top bit's

@@ -12,9 +12,11 @@ struct Simd {
   // widths 32, 16, 8 and 56, and 4 x 4 code accumulators hide the latency of vpdpbusd (5 cycles at 2 per cycle).
   static constexpr int kPixelsU8 = 3;
   static constexpr int kChannelsU8 = 8;
+  static constexpr int kTilesU8 = 4;  // integer Winograd, x 4 channels: 16 accumulators hide the latency as well
   static constexpr int kPixelsF32 = 4;
   static constexpr int kChannelsF32 = 6;
   static constexpr int kDepthwiseRows = 2;
+  static constexpr int kChannelsWinograd = 8;  // for two tiles: 16 accumulators, and products that fit the first-level cache
   using F = __m512;
   using I = __m512i;
 
@@ -44,6 +46,8 @@ struct Simd {
   static I MaxI(I a, I b) { return _mm512_max_epi32(a, b); }
   static I OrI(I a, I b) { return _mm512_or_si512(a, b); }
   static I AndI(I a, I b) { return _mm512_and_si512(a, b); }
+  static I AddBytes(I a, I b) { return _mm512_add_epi8(a, b); }  // modulo 256
+  static I SubBytes(I a, I b) { return _mm512_sub_epi8(a, b); }
   template <int kBits>
   static I ShiftLeft(I v) { return _mm512_slli_epi32(v, kBits); }
   template <int kBits>
@@ -97,16 +101,21 @@ struct Simd {
   // Sixteen bytes in every 128-bit part.
   static I Repeat(const void* p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
   static F Repeat(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
-  // (r * k + 2^15) >> 16 for every byte r of a line, k < 2^16, then at most qmax: the high half of the 16-bit product
-  // plus the top bit of its low half.
-  static I RecodeLine(I line, int k, int qmax) {
-    const I factor = _mm512_set1_epi16(static_cast<short>(k)), top = _mm512_set1_epi16(static_cast<short>(qmax));
-    const auto scaled = [&](I r) {
-      const I product = _mm512_add_epi16(_mm512_mulhi_epu16(r, factor), _mm512_srli_epi16(_mm512_mullo_epi16(r, factor), 15));
-      return _mm512_min_epu16(product, top);
-    };
-    const I even = scaled(_mm512_and_si512(line, _mm512_set1_epi16(0xff)));
-    return _mm512_or_si512(even, _mm512_slli_epi16(scaled(_mm512_srli_epi16(line, 8)), 8));
+  // min((r * half + 2^14) >> 15, qmax) for every byte r of a line, half < 2^15.
+  static I RecodeLine(I line, int half, int qmax) {
+    const I factor = _mm512_set1_epi16(static_cast<short>(half));
+    const I even = _mm512_mulhrs_epi16(_mm512_and_si512(line, _mm512_set1_epi16(0xff)), factor);
+    const I odd = _mm512_mulhrs_epi16(_mm512_srli_epi16(line, 8), factor);
+    return _mm512_min_epu8(_mm512_or_si512(even, _mm512_slli_epi16(odd, 8)), _mm512_set1_epi8(static_cast<char>(qmax)));
+  }
+
+  // Byte kByte of each lane as a number.
+  template <int kByte>
+  static I Byte(I v) {
+    if constexpr (kByte == 0) return AndI(v, SetI(0xff));
+    if constexpr (kByte == 3) return ShiftRight<24>(v);
+    constexpr char b = kByte;
+    return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(_mm_setr_epi8(b, -1, -1, -1, b + 4, -1, -1, -1, b + 8, -1, -1, -1, b + 12, -1, -1, -1)));
   }
 
   // The first `count` <= 16 pixels of 3 bytes at p, one per lane, fourth byte 0; reads no byte behind them.

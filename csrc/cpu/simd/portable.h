@@ -12,12 +12,15 @@ struct Simd {
   // Register blocks, pixels x output channels. Small blocks: the compiler sees them through its own allocator.
   static constexpr int kPixelsU8 = 2;
   static constexpr int kChannelsU8 = 4;
+  static constexpr int kTilesU8 = 2;  // integer Winograd, x 4 channels
   static constexpr int kPixelsF32 = 2;
   static constexpr int kChannelsF32 = 4;
   static constexpr int kDepthwiseRows = 2;
+  static constexpr int kChannelsWinograd = 4;
   typedef float F __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
   typedef uint32_t U __attribute__((vector_size(16)));
+  typedef uint8_t B __attribute__((vector_size(16)));
 
   static F Load(const float* p) { return *reinterpret_cast<const F*>(p); }
   static void Store(float* p, F v) { *reinterpret_cast<F*>(p) = v; }
@@ -49,12 +52,16 @@ struct Simd {
   static I MaxI(I a, I b) { return a > b ? a : b; }
   static I OrI(I a, I b) { return a | b; }
   static I AndI(I a, I b) { return a & b; }
+  static I AddBytes(I a, I b) { return reinterpret_cast<I>(reinterpret_cast<B>(a) + reinterpret_cast<B>(b)); }  // modulo 256
+  static I SubBytes(I a, I b) { return reinterpret_cast<I>(reinterpret_cast<B>(a) - reinterpret_cast<B>(b)); }
   template <int kBits>
   static I ShiftLeft(I v) { return reinterpret_cast<I>(reinterpret_cast<U>(v) << kBits); }  // signed, it may overflow
   template <int kBits>
   static I ShiftRight(I v) { return reinterpret_cast<I>(reinterpret_cast<U>(v) >> kBits); }
   template <int kBits>
   static I ShiftRightSigned(I v) { return v >> kBits; }
+  template <int kByte>
+  static I Byte(I v) { return ShiftRight<8 * kByte>(v) & SetI(0xff); }  // as a number
   static F ToFloat(I v) { return __builtin_convertvector(v, F); }
   // Round half to even by adding and taking away 1.5 * 2^23, exact for |v| < 2^22; callers clamp to byte codes first.
   static I Round(F v) {

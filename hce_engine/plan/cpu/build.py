@@ -34,17 +34,19 @@ def _with_halos(steps: Sequence[Step]) -> list[Step]:
 
 
 def build_plan(
-    graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice] = select.select_conv_f32, *, images: int = LANES,
+    graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice] = select.select_conv_f32,
+    choose_conv_u8: Callable[..., select.ConvU8Choice] = select.select_conv_u8, *, images: int = LANES,
     packed: dict[Any, Any] | None = None, caches: Caches | None = None,
 ) -> Plan:
     """The plan of all members of ``graph`` (they share the nodes they have in common) on instruction set ``isa``.
 
-    choose_conv_f32: the rule for float convolutions; benchmarks pass others to compare algorithms.
-    images: in a tile, 1 to 16; the plan may take fewer, where more would only leave the caches.  packed: weights in kernel order that plans of this graph share, filled as they are needed.
+    choose_conv_f32, choose_conv_u8: the rules for convolutions; benchmarks and tests pass others to compare algorithms.
+    images: in a tile, 1 to 16; the plan may take fewer, where more would only leave the caches.
+    packed: weights in kernel order, which plans of one graph and these rules share, filled as they are needed.
     caches: that maps should fit, by default this machine's.
     The graph must be lowered: no batch norms. Raises GraphError or UnsupportedError.
     """
-    lowering = Lowering(verify(graph), isa, choose_conv_f32, images, {} if packed is None else packed,
+    lowering = Lowering(verify(graph), isa, choose_conv_f32, choose_conv_u8, images, {} if packed is None else packed,
                         caches or machine_caches())
     lowering.run()
     # A stage never reads what a later one makes, so a stable sort keeps every step behind those that it needs.

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ... import _native, numerics
 from ...errors import UnsupportedError
 from ...graph import Graph, Node
-from . import select, stages, weights
+from . import select, stages, weights, winograd_codes
 from .caches import Caches
 from .lanes import LANES, Lanes, strided, whole
 from .plan import Map, Step
 from .spread import lines_of, size_of
 
+Made = TypeVar("Made")
 INT16_LIMIT = 2**15 - 1
 ONE = (1, 1)
 SCRATCH = ("scratch", "sums")  # maps that hold no pixels
@@ -40,10 +41,11 @@ class Lowering:
     in, then in others, or with other padding."""
 
     def __init__(
-        self, graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice], images: int, packed: dict[Any, Any],
-        caches: Caches,
+        self, graph: Graph, isa: str, choose_conv_f32: Callable[..., select.ConvChoice],
+        choose_conv_u8: Callable[..., select.ConvU8Choice], images: int, packed: dict[Any, Any], caches: Caches,
     ) -> None:
-        self.graph, self.isa, self.choose_conv_f32, self.packed = graph, isa, choose_conv_f32, packed
+        self.graph, self.isa, self.choose_conv_f32, self.choose_conv_u8 = graph, isa, choose_conv_f32, choose_conv_u8
+        self.packed = packed
         self.consumers = graph.consumers()
         self.outputs = {m.output for m in graph.members}
         self.maps: dict[str, list[Map]] = {}
@@ -108,11 +110,12 @@ class Lowering:
 
     def emit(
         self, nodes: Sequence[Node], kernel: str, reason: str, method: str, reads: dict[str, Map],
-        writes: dict[str, Map], *, macs: int = 0, packed_bytes: int = 0, **arguments: object,
+        writes: dict[str, Map], *, macs: int = 0, packed_bytes: int = 0, executed_macs: int = 0, **arguments: object,
     ) -> None:
         names = tuple(n.name for n in nodes)
         first = next(iter((*reads.values(), *writes.values())))
-        self.steps.append(Step(names, kernel, reason, method, reads, writes, arguments, macs, packed_bytes, first.images))
+        self.steps.append(Step(names, kernel, reason, method, reads, writes, arguments, macs, packed_bytes, executed_macs,
+                               first.images))
 
     # -- convolution and linear -------------------------------------------------------------------------------------
 
@@ -169,13 +172,13 @@ class Lowering:
         words.ravel()[: len(codes)] = codes
         return words.view("<u4").ravel()
 
-    def once(self, node: Node, what: str, pack: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-        """(weights in kernel order, blocks), shared by all programs of the graph, so nobody may write to them."""
+    def once(self, node: Node, what: str, make: Callable[[], Made]) -> Made:
+        """What is made from a layer's weights, shared by all plans of the graph."""
         key = (node.name, self.isa, what)
         if key not in self.packed:
-            self.packed[key] = pack()
-            self.packed[key][0].flags.writeable = False
-        return self.packed[key]
+            self.packed[key] = make()
+        made: Made = self.packed[key]
+        return made
 
     def conv_f32(self, node: Node) -> None:
         choice = self.conv_choice(node)
@@ -189,6 +192,7 @@ class Lowering:
         reads, writes = {"x": x}, {"y": y}
         if len(node.inputs) == 2:
             reads["residual"] = self.value(node.inputs[1], lanes)
+        executed = 0
         kernel, reason = "conv2d_f32", choice.reason
         if select.depthwise_f32(weight.shape, (shape[8], shape[9]), (shape[12], shape[13]), groups):
             kernel, reason = "conv2d_f32_depthwise", "depthwise: a window slides over each channel"
@@ -196,16 +200,20 @@ class Lowering:
                 np.ascontiguousarray(weight, np.float32).ravel(), np.empty((0, 5), np.int64)))
         elif choice.winograd:
             kernel = "conv2d_f32_winograd"
-            packed, blocks = self.once(node, "winograd", lambda: weights.blocks_winograd(weight, self.native.WINOGRAD_CHANNELS))
+            packed, blocks = self.once(node, "winograd", lambda: weights.blocks_winograd(
+                weight, self.native.channels_winograd(self.isa)))
             x.widen(0, 0, -(-y.h // 4) * 4 + 2 - shape[10] - x.h, -(-y.w // 4) * 4 + 2 - shape[11] - x.w)
-            lines = 36 * self.native.WINOGRAD_TILES * (weight.shape[1] + weight.shape[0])
+            x.odd_rows = True
+            lines = self.native.winograd_scratch_lines(weight.shape[1])
             writes["scratch"] = Map(f"{node.name}.scratch", 1, 1, lines)
+            executed = 36 * weight.shape[0] * weight.shape[1] * -(-y.size[0] // 4) * -(-y.size[1] // 4)
         else:
             packed, blocks = self.once(node, "direct", lambda: weights.blocks_f32(
                 weight, groups, self.native.channels_f32(self.isa)))
         low, high = _limits(node)
         self.emit((node,), kernel, reason, "conv_f32", reads, writes, macs=weight.size * y.size[0] * y.size[1],
-                  packed_bytes=packed.nbytes, shape=shape, blocks=blocks, weight=packed, bias=node.params["bias"], low=low, high=high)
+                  packed_bytes=packed.nbytes, executed_macs=executed, shape=shape, blocks=blocks, weight=packed,
+                  bias=node.params["bias"], low=low, high=high)
 
     @staticmethod
     def dense(node: Node, weight: np.ndarray, lanes: Lanes) -> bool:
@@ -215,7 +223,7 @@ class Lowering:
 
     def emit_dense(self, node: Node, weight: np.ndarray, x: Map, y: Map) -> None:
         block = self.native.DENSE_BLOCK
-        packed, _ = self.once(node, "dense", lambda: (weights.blocks_dense(weight[:, :, 0, 0], block), np.empty((0, 5), np.int64)))
+        packed = self.once(node, "dense", lambda: weights.blocks_dense(weight[:, :, 0, 0], block))
         bias = np.zeros(-(-len(weight) // block) * block, np.float32)
         bias[: len(weight)] = node.params["bias"]
         low, high = _limits(node)
@@ -235,23 +243,35 @@ class Lowering:
         padded = -(-oc // 4) * 4
         shape[5] = padded
         groups = node.attrs.get("groups", 1)
-        tiles, reason = select.select_conv_u8(self.isa, groups, logits)
-        cut = weights.amx_cut(weight.shape, shape[13]) if tiles else None
+        choice = self.choose_conv_u8(
+            self.isa, select.ConvU8Layer(weight.shape, node.attrs["weight_dtype"], (shape[8], shape[9]), (shape[12], shape[13]),
+                                         groups, shape[3], shape[4], logits),
+            lambda: self.once(node, "fit", lambda: winograd_codes.fit(weight, node.params["bias"], source.type.qmax)),
+        )
+        reason = choice.reason
+        cut = weights.amx_cut(weight.shape, shape[13]) if choice.tiles else None
         depthwise = select.depthwise_u8(weight.shape, shape[13], groups, self.native.DEPTHWISE_COLUMNS) and not logits
+        winograd = None
         if depthwise:
             reason = "depthwise: four kernel rows side by side"
+        elif choice.winograd is not None:
+            x.widen(0, 0, 0, -(-shape[4] // 4) * 4 + 2 - shape[11] - x.w)
+            winograd = (source.type.qmax, choice.winograd.entries, choice.winograd.constants, choice.winograd.pair_sums)
         storage = node.attrs["weight_dtype"]
 
         def pack() -> tuple[np.ndarray, np.ndarray]:
+            blocks = np.empty((0, 5), np.int64)
             if depthwise:
-                codes, blocks = weights.depthwise_u8(weight, shape[8], shape[12]), np.empty((0, 5), np.int64)
+                codes = weights.depthwise_u8(weight, shape[8], shape[12])
+            elif winograd is not None:
+                codes = winograd_codes.blocks(weight)
             elif cut is not None:
-                codes, blocks = weights.tiles_amx(weight, cut), np.empty((0, 5), np.int64)
+                codes = weights.tiles_amx(weight, cut)
             else:
                 codes, blocks = weights.blocks_u8(weight, groups, self.native.channels_u8(self.isa))
             return weights.pack(codes, storage), blocks
 
-        packed, blocks = self.once(node, "codes", pack)
+        packed, blocks = self.once(node, "direct" if winograd is None else "winograd", pack)
         largest_pair = 2 * source.type.qmax * int(np.abs(weight.astype(np.int32)).max(initial=0))
         pair_sums = min(INT16_LIMIT // max(largest_pair, 1), INT16_LIMIT)
 
@@ -289,11 +309,16 @@ class Lowering:
         if cut is not None:
             kernel += "_amx"
             writes["sums"] = Map(f"{node.name}.sums", 1, 1, self.native.AMX_SUM_LINES)
+        executed = 0
+        if winograd is not None:
+            kernel += "_winograd"
+            writes["scratch"] = Map(f"{node.name}.scratch", 1, 1, self.native.winograd_u8_lines(x.lines))
+            executed = winograd_codes.products(oc, weight.shape[1], *size_of(node))
         self.emit(nodes, kernel, reason, "conv_u8", reads, writes, macs=weight.size * math.prod(node.spec.shape[1:]),
-                  packed_bytes=packed.nbytes, shape=shape, blocks=blocks, storage=storage, packed=packed,
+                  packed_bytes=packed.nbytes, executed_macs=executed, shape=shape, blocks=blocks, storage=storage, packed=packed,
                   bias=pad(node.params["bias"]), multiplier=pad(node.params["multiplier"]), pair_sums=pair_sums,
                   fits_int32=fits_int32, range=(0, 0, 0) if logits else self.code_range(node), residual=residual,
-                  recoded=recoded, offset=offset, cut=cut)
+                  recoded=recoded, offset=offset, cut=cut, winograd=winograd)
 
     # -- everything else --------------------------------------------------------------------------------------------
 

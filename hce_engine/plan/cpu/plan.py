@@ -24,6 +24,7 @@ class Map:
     size: pixels of the whole map, and grid: (images, rows, columns) of its lanes; by default a lane is an image.
     halo: (top, left, bottom, right) pixels.  pattern: the 4-byte value that each line has outside the map, uint32 [lines];
     surrounded: someone reads it there.  start: byte offset in the arena, set by the memory planner.
+    odd_rows: a row takes an odd number of lines, so that the pixels of a column do not fall into one set of a cache.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Map:
     size: tuple[int, int] = (0, 0)
     grid: tuple[int, int, int] = (LANES, 1, 1)
     surrounded: bool = False
+    odd_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.size == (0, 0):
@@ -55,7 +57,8 @@ class Map:
 
     @property
     def row(self) -> int:
-        return (self.halo[1] + self.w + self.halo[3]) * self.pixel
+        lines = (self.halo[1] + self.w + self.halo[3]) * self.lines
+        return (lines | self.odd_rows) * LINE_BYTES
 
     @property
     def bytes(self) -> int:
@@ -81,7 +84,9 @@ class Step:
 
     nodes: the graph nodes it computes.  kernel: a name such as ``conv2d_u4xs4_u8``.  reason: why this kernel.
     method: the builder of the native program.  maps: argument name -> Map read or written (reads, writes).
-    arguments: everything else the builder takes.  macs: multiply-accumulates per image.  packed_bytes: weights in memory.
+    arguments: everything else the builder takes.  packed_bytes: weights in memory.
+    macs: multiply-accumulates per image that the layer is defined by.  executed_macs: those that the kernel does, transforms
+    not counted, where an algorithm saves some; 0 means ``macs``.
     images: in a group. Steps of equal ``images`` are a stage.
     """
 
@@ -94,6 +99,7 @@ class Step:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     macs: int = 0
     packed_bytes: int = 0
+    executed_macs: int = 0
     images: int = LANES
 
 

@@ -7,10 +7,17 @@ the figures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-# Cost of one operation of the (input, output) transform against one multiply-accumulate, memory traffic included.
-WINOGRAD_TRANSFORM_COST = {isa: (3.2, 2.4) for isa in ("amx", "avx512vnni", "avx2", "portable")}
+from .winograd_codes import WinogradCodes
+
+# Cost of one operation of the (input, output) transform against one multiply-accumulate of the direct kernel, memory
+# traffic included, for decisions as the measurement's: the transforms of wide vectors wait for the caches.
+WINOGRAD_TRANSFORM_COST = {"amx": (1.4, 2.0), "avx512vnni": (1.4, 2.0), "avx2": (1.1, 2.2), "portable": (1.0, 1.7)}
+# Integer F(4, 3), in dot products of the direct kernel (benchmarks/conv_algorithms_u8.py): one of its products, then the transforms
+# of a tile of four pixels per unit and per output channel. Sums that pass through int16 are widened sooner.
+WINOGRAD_U8_COST = {"avx512vnni": (1.0, 28.0, 21.0), "avx2": (1.45, 5.0, 5.0), "portable": (1.0, 1.0, 1.0)}
 WINOGRAD_MARGIN = 1.1  # the direct kernel must be predicted slower by this much
 
 
@@ -48,17 +55,62 @@ def select_conv_f32(
         return ConvChoice(False, "direct: Winograd serves 3x3 kernels of stride 1 without groups")
     winograd, direct = winograd_cost(c, oc, out_h, out_w, WINOGRAD_TRANSFORM_COST[isa])
     ratio = direct / winograd
-    if ratio < WINOGRAD_MARGIN:
+    if ratio <= 1:
         return ConvChoice(False, f"direct: Winograd predicted at {ratio:.2f}x")
     return ConvChoice(True, f"Winograd F(4x4,3x3): predicted {ratio:.2f}x direct")
 
 
-def select_conv_u8(isa: str, groups: int, logits: bool) -> tuple[bool, str]:
-    """(on AMX tiles, reason) for a quantized convolution or head."""
-    if isa != "amx":
-        return False, f"dot products of 4 codes on {isa}"
-    if groups != 1:
-        return False, "dot products of 4 codes: a tile cannot hold several groups"
-    if logits:
-        return False, "dot products of 4 codes: a head has one pixel, which cannot fill tiles"
-    return True, "tiles of 16 channels x 16 images x 64 inputs"
+@dataclass(frozen=True)
+class ConvU8Layer:
+    """What the choice of an integer kernel depends on. weight_shape: [OC, C/groups, KH, KW]."""
+
+    weight_shape: tuple[int, ...]
+    weight_dtype: str
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    out_h: int
+    out_w: int
+    logits: bool
+
+
+@dataclass(frozen=True)
+class ConvU8Choice:
+    """winograd: its constants, if the layer runs by F(4, 3).  tiles: on AMX tiles.  Neither: direct dot products."""
+
+    reason: str
+    tiles: bool = False
+    winograd: WinogradCodes | None = None
+
+
+def winograd_u8_cost(layer: ConvU8Layer, cost: tuple[float, float, float]) -> tuple[float, float]:
+    """(Winograd, direct) cost of a tile of 16 images, in dot products of four codes; partly filled tiles included."""
+    oc, units = layer.weight_shape[0], -(-layer.weight_shape[1] // 4)
+    product, unit, channel = cost
+    tiles = layer.out_h * -(-layer.out_w // 4)
+    return tiles * (18.0 * units * oc * product + unit * units + channel * oc), 9.0 * units * oc * layer.out_h * layer.out_w
+
+
+def select_conv_u8(isa: str, layer: ConvU8Layer, fit: Callable[[], WinogradCodes | str]) -> ConvU8Choice:
+    """The kernel of a quantized convolution or head. fit: the constants of F(4, 3) for its weights, or why it is not exact."""
+    if isa == "amx" and layer.groups == 1 and not layer.logits:
+        return ConvU8Choice("tiles of 16 channels x 16 images x 64 inputs", tiles=True)
+    if isa == "amx":
+        return ConvU8Choice("dot products of 4 codes: " + (
+            "a head has one pixel, which cannot fill tiles" if layer.logits else "a tile cannot hold several groups"))
+    dots = f"dot products of 4 codes on {isa}"
+    if (layer.logits or layer.groups != 1 or layer.weight_shape[2:] != (3, 3) or tuple(layer.stride) != (1, 1)
+            or tuple(layer.dilation) != (1, 1)):
+        return ConvU8Choice(dots)
+    winograd, direct = winograd_u8_cost(layer, WINOGRAD_U8_COST[isa])
+    ratio = direct / winograd
+    if ratio < WINOGRAD_MARGIN:
+        return ConvU8Choice(f"{dots}: F(4,3) predicted at {ratio:.2f}x")
+    if layer.weight_dtype == "s8":
+        return ConvU8Choice(f"{dots}: F(4,3) needs weights of 3 or 4 bits")
+    codes = fit()
+    if isinstance(codes, str):
+        return ConvU8Choice(f"{dots}: F(4,3) is not exact, {codes}")
+    if isa == "avx2" and min(codes.pair_sums) < 1:
+        return ConvU8Choice(f"{dots}: F(4,3) adds pairs of products beyond int16")
+    return ConvU8Choice(f"exact Winograd F(4,3) in bytes: predicted {ratio:.2f}x direct", winograd=codes)

@@ -19,7 +19,7 @@ REGISTER_BLOCK = (0.0, 1.6, 2.2, 3.1, 4.0)
 HALO_COST = 0.05  # of one pixel of the halo, against a pixel that a layer computes
 KEEP = 1.1  # other lanes than those of the map before must be better by this much
 # Multiply-accumulates per nanosecond in all lanes, of one core with AVX-512; docs/LOG.md has the measurements.
-MACS = {"codes": 440.0, "direct": 110.0, "winograd": 230.0}
+MACS = {"codes": 500.0, "direct": 116.0, "winograd": 330.0}
 DEPTHWISE = 0.4  # rate of layers that use an input for one output
 SPEED = {"amx": 1.0, "avx512vnni": 1.0, "avx2": 0.4, "portable": 0.05}
 REGROUP = 2.5  # nanoseconds per line of a map in other lanes

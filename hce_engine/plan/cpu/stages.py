@@ -20,7 +20,7 @@ from .spread import REGROUP, Spread, lines_of
 L3_RATE, MEMORY_RATE = 40.0, 17.0
 USABLE = 0.75  # part of a cache that a working set may fill
 EXPOSED = 0.4  # part of the shorter one of arithmetic and memory that does not hide behind the longer one
-WORTHWHILE = 0.95  # estimated time, relative to one stage of all images, below which several stages are taken
+WORTHWHILE = 0.97  # estimated time, relative to one stage of all images, below which several stages are taken
 LOADED = ("input", "normalize", "quantize_input")  # read from the images whenever they are needed
 
 

@@ -132,15 +132,15 @@ def blocks_dense(weight: np.ndarray, block: int) -> np.ndarray:
 
 
 def blocks_winograd(weight: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
-    """float32 ``[OC, C, 3, 3]`` -> (G w G^T, [36][block][C][channels], rounded once from float64; blocks)."""
+    """float32 ``[OC, C, 3, 3]`` -> (G w G^T, [block][36][C][channels], rounded once from float64; blocks)."""
     oc, c, _, _ = weight.shape
     transformed = np.einsum("ia,ocab,jb->ijco", WINOGRAD_G, weight.astype(np.float64), WINOGRAD_G).reshape(36, c, oc)
     rows, parts, channel = [], [], 0
     for count in split_evenly(oc, largest):
-        rows.append((channel, count, 0, c, channel * c))
-        parts.append(transformed[:, :, channel : channel + count].reshape(36, -1))
+        rows.append((channel, count, 0, c, 36 * c * channel))
+        parts.append(transformed[:, :, channel : channel + count].ravel())
         channel += count
-    return np.ascontiguousarray(np.concatenate(parts, axis=1), np.float32).ravel(), np.array(rows, np.int64)
+    return np.concatenate(parts).astype(np.float32), np.array(rows, np.int64)
 
 
 def pack(codes: np.ndarray, dtype: str) -> np.ndarray:
