@@ -21,9 +21,12 @@ def _float(value: float) -> float:
 
 
 class RandomGraph:
-    """``graph`` is drawn from ``seed`` alone; ``images(count)`` are images that it takes."""
+    """``graph`` is drawn from ``seed`` alone; ``images(count)`` are images that it takes.
 
-    def __init__(self, seed: int) -> None:
+    low_bit: many blocks of 3x3 convolutions on 3- and 4-bit codes among the operations.
+    """
+
+    def __init__(self, seed: int, low_bit: bool = False) -> None:
         self.rng = np.random.default_rng([seed, 7])
         self.float_images = seed % 3 == 2
         c, h, w = int(self.rng.integers(1, 7)), *(int(v) for v in self.rng.integers(1, 11, 2))
@@ -31,7 +34,8 @@ class RandomGraph:
         self.b = GraphBuilder(self.shape, dtype="f32" if self.float_images else "u8", seed=seed)
         self.values: list[str] = ["image"]
         for _ in range(int(self.rng.integers(4, 22))):
-            operation = self.OPERATIONS[int(self.rng.integers(len(self.OPERATIONS)))]
+            operations = self.OPERATIONS + (RandomGraph.low_bit_block,) * (len(self.OPERATIONS) // 2 if low_bit else 0)
+            operation = operations[int(self.rng.integers(len(operations)))]
             try:
                 name = operation(self)
             except ShapeError:
@@ -147,6 +151,24 @@ class RandomGraph:
             self.values.append(y)
             y = self.b.qconv(x, oc, **geometry, **options, residual=residual)
         return y
+
+    def low_bit_block(self) -> str:
+        """A residual block as quantized networks have them: codes recoded to 3 or 4 bits, two 3x3 convolutions of stride 1."""
+        x = self._pick(floats=False)
+        bits = int(self.rng.choice([3, 4]))
+        padding = (1, 1) if self.rng.random() < 0.6 else self._pair(0, 3)
+        options = {"weight_dtype": f"s{self.rng.choice([3, 4])}", "padding": padding}
+        k = int(self.rng.integers(1, 1 << 17))
+        narrow = self.b.add("qrecode", [x], {"k": k, "qmin": 0, "qmax": (1 << bits) - 1}, dtype=f"u{bits}", scale=0.1)
+        inner = self.b.qconv(narrow, self._channels(1), out=f"u{bits}", **options)
+        self.values += [narrow, inner]
+        try:
+            residual = self._pick(floats=False, like=narrow)
+        except ShapeError:
+            residual = None
+        options["padding"] = (1, 1)
+        oc = self.b.specs[residual].shape[0] if residual and self.b.specs[residual].shape[1:] == self.b.specs[inner].shape[1:] else None
+        return self.b.qconv(inner, oc or self._channels(1), residual=residual if oc else None, **options)
 
     def qrecode(self) -> str:
         x = self._pick(floats=False, maps=None)

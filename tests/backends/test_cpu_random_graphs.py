@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 
@@ -9,9 +11,12 @@ from hce_engine import _native
 from hce_engine.backends import reference
 from hce_engine.backends.cpu import CpuBackend
 from hce_engine.graph import OPS
+from hce_engine.plan import components
+from hce_engine.plan.cpu import build_plan, select
 from tests.backends.random_graphs import RandomGraph
 
 SEEDS = range(120)
+LOW_BIT_SEEDS = range(60)
 BLOCK = 20  # seeds per test case
 
 
@@ -26,9 +31,23 @@ def _quantized(case: RandomGraph) -> set[str]:
 
 @pytest.mark.parametrize("first", range(0, len(SEEDS), BLOCK))
 def test_random_graphs_equal_the_reference(first: int) -> None:
-    for seed in SEEDS[first : first + BLOCK]:
-        case = RandomGraph(seed)
-        images = case.images(1 + seed * 7 % 35)
+    check(RandomGraph(seed) for seed in SEEDS[first : first + BLOCK])
+
+
+@pytest.mark.parametrize("first", range(0, len(LOW_BIT_SEEDS), BLOCK))
+def test_random_low_bit_networks_equal_the_reference(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With integer Winograd wherever it is exact, however little it saves."""
+    monkeypatch.setattr(select, "WINOGRAD_MARGIN", 0.0)
+    cases = [RandomGraph(seed, low_bit=True) for seed in LOW_BIT_SEEDS[first : first + BLOCK]]
+    plans = [build_plan(part, "portable") for case in cases for part in components(case.graph)]
+    assert sum(step.kernel.endswith("_winograd") and step.method == "conv_u8" for plan in plans for step in plan.steps) > BLOCK
+    check(cases)
+
+
+def check(cases: Iterable[RandomGraph]) -> None:
+    """Every member of every case on every instruction set: codes and heads to the bit, floats within a bound."""
+    for number, case in enumerate(cases):
+        images = case.images(1 + number * 7 % 35)
         planes = images if case.float_images else images.transpose(0, 3, 1, 2)
         values = reference.evaluate(case.graph, planes)
         exact = _quantized(case)
@@ -39,7 +58,7 @@ def test_random_graphs_equal_the_reference(first: int) -> None:
                 want = values[member.output]
                 bound = 0.0 if member.output in exact else 3e-5 * largest
                 error = np.abs(got[member.name] - want).max()
-                assert error <= bound, f"seed {seed} on {isa}, {member.name}: off by {error}, allowed {bound}\n{case.graph}"
+                assert error <= bound, f"case {number} on {isa}, {member.name}: off by {error}, allowed {bound}\n{case.graph}"
 
 
 def test_random_graphs_use_every_operation() -> None:
