@@ -30,6 +30,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("backends",),
     ("engine",),
     ("training", "builder"),
+    ("bench",),
     ("training.quickstart", "cli", "__main__"),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
