@@ -1,169 +1,68 @@
-"""``hce bench``: what a plan for the GPU moves, computes and needs at least. So far without running it (``--dry-run``)."""
+"""``hce bench``: a model beside other engines on this CPU, or the plan for a GPU and its bounds (``--dry-run``)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import common, keep_inputs, some_members
-from .output import amount, show_table, write_json
-
-if TYPE_CHECKING:
-    from ..graph import Graph
-    from ..plan.cuda import Gpu, Plan, Step
-
-_ALIASES = {"mobilenet_v2": "mobilenetv2"}
+from ..errors import InputError, UnsupportedError
+from .options import common, positive_integers, some_members
 
 
 @click.command()
 @click.argument("model", metavar="MODEL_OR_NAME")
-@click.option("--dry-run", is_flag=True, help="Print the plan and its bounds; needs no GPU and runs nothing.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=256, show_default=True, help="Images per call.")
+@click.option("--peers", default="all", show_default=True, metavar="NAMES",
+              help="Engines to compare with: all, none, or names such as openvino-int8,torch.")
+@click.option("--batch", metavar="SIZES", help="Images per call; several by commas. Default: 128, of a dry run 256.")
+@click.option("--threads", metavar="COUNTS", help="Threads of every engine; several by commas. Default: all usable cores.")
+@click.option("--data", type=click.Path(path_type=Path),
+              help="Labelled images to check agreement on and to calibrate int8 with; without, images of noise.")
+@click.option("--rounds", type=click.IntRange(min=1), default=9, show_default=True,
+              help="Turns of every row; a verdict needs 6 at least.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=0.2, show_default=True, help="Length of a turn.")
+@click.option("--isa", help="Hold our kernels, and peers as far as they can, to an instruction set. Default: HCE_ISA, else the best.")
+@click.option("--format", "form", type=click.Choice(["table", "markdown"]), default="table", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Print the plan for a GPU and its bounds; needs no GPU and runs nothing.")
 @click.option("--gpu", "gpu_name", type=click.Choice(["h200", "a100", "b200"]), default="h200", show_default=True,
-              help="GPU of the bounds.")
+              help="GPU of a dry run's bounds.")
 @click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True,
-              help="Width of weights and activations, for a network by name.")
+              help="Width of weights and activations in a dry run of a network by name.")
 @some_members
 @common
 def command(
-    model: str, dry_run: bool, batch: int, gpu_name: str, bits: int, members: tuple[str, ...] | None,
-    json_path: Path | None, device: str,
+    model: str, peers: str, batch: str | None, threads: str | None, data: Path | None, rounds: int, seconds: float, isa: str | None,
+    form: str, dry_run: bool, gpu_name: str, bits: int, members: tuple[str, ...] | None, json_path: Path | None, device: str,
 ) -> int:
-    """Show what each step of the GPU plan of MODEL_OR_NAME moves, computes and takes at least.
+    """Measure MODEL beside other engines on the same work, or show the plan for a GPU.
 
-    MODEL_OR_NAME is a .hce file, or the name of an architecture such as resnet20, resnet56, resnet50 or mobilenet_v2,
-    which is then quantized with random weights. Times are bounds from the GPU's datasheet, never measurements.
+    On the CPU MODEL is a .hce file. All engines and members take turns in one run; nothing is timed before its results were
+    checked and its threads counted; a verdict comes with an interval. docs/BENCHMARKING.md says what is compared with what.
+
+    With --dry-run MODEL_OR_NAME is a .hce file, or the name of an architecture such as resnet20, resnet56, resnet50 or
+    mobilenet_v2, which is then quantized with random weights. Times are bounds from the GPU's datasheet.
 
     \b
     Examples:
+      hce bench model.hce --peers all --batch 1,128 --threads 1,2 --data cifar-10-batches-bin --json bench.json
+      hce bench model.hce --peers openvino-int8 --members q --isa avx2
       hce bench resnet20 --device cuda --dry-run --bits 3
       hce bench model.hce --device cuda --dry-run --members q --batch 1024 --json plan.json
     """
-    from ..errors import UnsupportedError
-    from ..plan.cuda import GPUS, build_plan
-    from ..plan.cuda.ensemble_plan import build_ensemble_plan, only_codes
-    from .bench_ensemble import describe_ensemble, show_ensemble
+    batches = positive_integers(batch or ("256" if dry_run else "128"), "--batch", most=4096)
+    if dry_run:
+        from .bench_gpu import dry_run as show_plan
 
-    if not dry_run:
-        raise UnsupportedError("bench", expected="--dry-run", got="a request to measure",
-                               fix="add --dry-run; measuring comes later")
-    if device not in ("auto", "cuda"):
-        raise UnsupportedError("bench --dry-run", expected="--device cuda", got=device,
-                               fix="leave --device out: a dry run is of the plan for a GPU")
-    gpu = GPUS[gpu_name]
-    graph = _graph(model, bits, members, json_path)
-    shown = str(json_path) != "-"
-    if only_codes(graph):
-        plan = build_plan(graph, batch, gpu.name)
-        facts = describe(plan, gpu)
-        if shown:
-            show(model, plan, facts)
-    else:
-        ensemble = build_ensemble_plan(graph, batch, gpu.name)
-        facts = describe_ensemble(ensemble, gpu)
-        if shown:
-            show_ensemble(model, ensemble, facts)
-    write_json(json_path, "bench", {"model": model, "dry_run": True, **facts})
-    return 0
+        if device not in ("auto", "cuda"):
+            raise UnsupportedError("bench --dry-run", expected="--device cuda", got=device,
+                                   fix="leave --device out: a dry run is of the plan for a GPU")
+        if len(batches) > 1:
+            raise InputError("bench --dry-run", expected="one batch size", got=str(batch), fix="name one")
+        return show_plan(model, batches[0], gpu_name, bits, members, json_path)
+    if device not in ("auto", "cpu"):
+        raise UnsupportedError("bench", expected="--device cpu, or --dry-run", got=f"--device {device}",
+                               fix="leave --device out to measure on the CPU; benchmarks/gpu/run.sh measures on a GPU")
+    from .bench_cpu import compare
 
-
-def _graph(model: str, bits: int, members: tuple[str, ...] | None, json_path: Path | None) -> Graph:
-    from .. import artifact
-    from ..errors import InputError
-
-    if model.endswith(".hce") or Path(model).exists():
-        keep_inputs((json_path,), (Path(model),))
-        graph = artifact.load(model).graph
-        return graph if members is None else graph.only(*dict.fromkeys(members))
-    if members is not None:
-        raise InputError("--members", expected="a .hce file", got=f"the architecture {model!r}", fix="leave --members out")
-    return random_member(_ALIASES.get(model, model), bits)
-
-
-def random_member(name: str, bits: int) -> Graph:
-    """The quantized graph of an architecture with random weights: everything but accuracy is that of a trained one."""
-    import torch
-
-    from ..capture import capture
-    from ..training.freeze import freeze
-    from ..training.models import resolve
-    from ..training.quantize import QuantModule, calibrate
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module, arch = resolve(name)
-        quantized = QuantModule(capture(module.eval(), arch.input, member="q"), bits, bits)
-        pixels = torch.randint(0, 256, (1, *arch.input.shape), dtype=torch.uint8)
-    low_to_high = pixels if arch.input.numpy_dtype == "uint8" else pixels / 255
-    calibrate(quantized, low_to_high, method="lsq", reestimate=False)
-    return freeze(quantized.eval())
-
-
-def describe(plan: Plan, gpu: Gpu) -> dict[str, Any]:
-    """What ``--json`` carries. Bytes, multiply-accumulates and seconds are of the whole batch."""
-    from ..plan.cuda.arena import largest_bucket
-    from ..plan.cuda.roofline import LAUNCH_FLOOR, total
-
-    seconds = total(plan.steps, gpu)
-    cost = plan.cost
-    return {
-        "members": list(plan.members), "batch": plan.batch,
-        "gpu": {"name": gpu.name, "bytes_per_second": gpu.bandwidth, "int8_operations_per_second": gpu.int8,
-                "launch_seconds": LAUNCH_FLOOR, "source": gpu.source},
-        "steps": [_step(step, plan.batch, gpu) for step in plan.steps],
-        "totals": {
-            "arena_bytes_per_image": plan.arena_bytes_per_image, "slots": len(plan.slots), "weight_bytes": plan.weight_bytes,
-            "largest_bucket": largest_bucket(plan), "workspace_bytes": plan.workspace_bytes, "launches": plan.launches,
-            "bytes": cost.bytes, "macs": cost.macs,
-            "walked_macs": cost.walked, "bound_seconds": seconds, "bound_images_per_second": plan.batch / seconds,
-        },
-    }
-
-
-def _step(step: Step, batch: int, gpu: Gpu) -> dict[str, Any]:
-    from ..plan.cuda import Map, bound
-
-    least = bound(step.cost, step.launches, gpu)
-    maps = {id(v): sum(v.form.image_bytes) for v in step.writes.values() if isinstance(v, Map)}
-    return {
-        "nodes": list(step.nodes), "kernel": step.kernel, "reason": step.reason, "launches": step.launches,
-        "config": None if step.config is None else dict(vars(step.config)), "config_source": step.source or None,
-        "writes": {key: str(v.form) if isinstance(v, Map) else f"f32[{v.classes}]" for key, v in step.writes.items()},
-        "map_bytes": batch * sum(maps.values()), "weight_bytes": step.weights.bytes if step.weights else 0,
-        "read_bytes": step.cost.read, "written_bytes": step.cost.written, "macs": step.cost.macs,
-        "walked_macs": step.cost.walked, "bound_seconds": least.seconds, "bound_by": least.by,
-    }
-
-
-def show(model: str, plan: Plan, facts: dict[str, Any]) -> None:
-    from ..plan.cuda.plan import short
-
-    rows = []
-    for step, s in zip(plan.steps, facts["steps"], strict=True):
-        config = short(step.config) + ("" if step.source in ("", "default") else f" ({step.source})")
-        rows.append((
-            "+".join(s["nodes"]), s["kernel"], str(s["launches"]), byte_text(s["map_bytes"]), byte_text(s["weight_bytes"]),
-            byte_text(s["read_bytes"] + s["written_bytes"]), amount(s["macs"]) if s["macs"] else "",
-            f"{s['walked_macs'] / s['macs']:.2f}x" if s["macs"] and s["walked_macs"] else "",
-            f"{1e6 * s['bound_seconds']:.2f}", s["bound_by"], config,
-        ))
-    gpu, total = facts["gpu"], facts["totals"]
-    show_table(f"{model}: members {', '.join(facts['members'])}, batch {facts['batch']}, bounds of {gpu['name']}",
-               ("step", "kernel", "launches", "maps", "weights", "moved", "MACs", "walked", "bound us", "by", "configuration"), rows)
-    click.echo(
-        f"arena {byte_text(total['arena_bytes_per_image'])} per image in {total['slots']} slots (launches take up to "
-        f"{total['largest_bucket']} images), weights "
-        f"{byte_text(total['weight_bytes'])}, {total['launches']} launches, {byte_text(total['bytes'])} moved, "
-        f"{amount(total['macs'])} MACs ({total['walked_macs'] / max(total['macs'], 1):.2f}x walked)"
-    )
-    click.echo(
-        f"bound, not a measurement: at least {1e6 * total['bound_seconds']:.1f} us, at most "
-        f"{amount(total['bound_images_per_second'])} images/s on {gpu['name']} ({gpu['source']}; "
-        f"{1e6 * gpu['launch_seconds']:.1f} us per launch assumed)"
-    )
-
-
-def byte_text(value: int) -> str:
-    return amount(value, (" B", " kB", " MB", " GB")) if value else ""
+    counts = positive_integers(threads, "--threads", most=1024) if threads else None
+    return compare(Path(model), peers, batches, counts, data, rounds, seconds, isa, form, members, json_path)

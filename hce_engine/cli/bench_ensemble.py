@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .bench_command import byte_text, describe, show
+from .bench_gpu import byte_text, describe, show
 from .output import amount, show_table
 
 if TYPE_CHECKING:

@@ -75,3 +75,15 @@ def numbers(value: str | None, option: str) -> tuple[float, ...] | None:
     except ValueError:
         raise InputError(option, expected="numbers separated by commas, one per channel", got=repr(value),
                          fix=f"write for example {option} 0.485,0.456,0.406") from None
+
+
+def positive_integers(value: str, option: str, most: int) -> tuple[int, ...]:
+    """``"1,128"`` -> (1, 128), each once; raises InputError for anything but whole numbers from 1 to ``most``."""
+    try:
+        found = tuple(dict.fromkeys(int(part) for part in value.split(",")))
+    except ValueError:
+        found = ()
+    if not found or not all(1 <= n <= most for n in found):
+        raise InputError(option, expected=f"whole numbers from 1 to {most}, separated by commas", got=repr(value),
+                         fix=f"write for example {option} 1,2")
+    return found

@@ -1,0 +1,160 @@
+"""One comparison: build, check, time in turns, compare. Everything that is measured together is in one run.
+
+    report = measure(artifact, peers, sample, batches=(1, 128), threads=(1, 2))
+
+Per batch size and thread count every session is built and checked, every row's threads are counted, and the rows that passed
+are timed in turns. A peer that is missing, fails to build or computes something else is a row that says so.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..artifact import Artifact
+from ..backends.reference import mean_logits
+from ..errors import UnsupportedError
+from ..machine import processor
+from ..threads import available_threads
+from .checks import Check
+from .conditions import Watch, thread_use
+from .peers import PEERS, Peer, Session
+from .report import OURS, add_check, add_times, add_verdicts, claims, new_row
+from .sample import Sample
+from .subject import Subject
+from .turns import Call, interleaved, settle
+from .work import ENSEMBLE, Part, PeerRow, own_rows, peer_rows
+
+ROUNDS, SECONDS = 9, 0.2
+_COUNTING = 0.1  # seconds over which threads are counted
+Say = Callable[[str], None]
+Rows = list[dict[str, Any]]
+
+
+def measure(
+    artifact: Artifact, peers: Sequence[Peer], sample: Sample, *, batches: Sequence[int], threads: Sequence[int],
+    members: Sequence[str] | None = None, rounds: int = ROUNDS, seconds: float = SECONDS, isa: str | None = None,
+    limits: Mapping[str, str] | None = None, say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """What ``hce bench --json`` writes, but for the model's name.
+
+    members: rows to measure, by default all. seconds: of one turn. isa: of our engine, by default the best; limits: environment
+    variables that hold peers to it (``isa.hold_peers``). say: gets a line per step, and none while timing.
+    Raises UnsupportedError for more threads than this process may use.
+    """
+    if max(threads) > available_threads():
+        raise UnsupportedError("bench --threads", expected=f"at most {available_threads()}, the processors of this process",
+                               got=str(max(threads)), fix="ask for fewer, or widen its affinity or control group")
+    names = tuple(members or (m.name for m in artifact.graph.members))
+    subject = Subject(artifact, sample, isa)
+    # An int8 peer runs float members of an ensemble on its sister, whether that is measured too or not.
+    crew = {peer.float_peer: PEERS[peer.float_peer]() for peer in peers if peer.float_peer in PEERS} | {p.name: p for p in peers}
+    all_rows: Rows = []
+    conditions = []
+    for batch in batches:
+        for count in threads:
+            say(f"batch {batch}, {count} thread{'s' * (count > 1)}")
+            setting = _Setting(subject, crew, peers, names, batch, count, limits or {}, say)
+            watch, restless = Watch(), setting.time(rounds, seconds)
+            conditions.append({"batch": batch, "threads": count, "restless_turns": restless, **watch.read()})
+            all_rows += setting.rows
+    add_verdicts(all_rows)
+    packages = {name: found for peer in peers for name, found in peer.versions().items()}
+    return {
+        "machine": f"{processor()}, {subject.isa}", "isa": subject.isa, "isa_limits": dict(limits or {}), "sample": sample.source,
+        "versions": {"hce_engine": __version__, "python": platform.python_version(), "numpy": np.__version__, **packages},
+        "round_count": rounds, "turn_seconds": seconds, "conditions": conditions, "claims": claims(all_rows), "rows": all_rows,
+    }
+
+
+class _Setting:
+    """One batch size and thread count: sessions, the rows they serve, and the calls of those that may be timed."""
+
+    def __init__(
+        self, subject: Subject, crew: Mapping[str, Peer], peers: Sequence[Peer], members: Sequence[str], batch: int, threads: int,
+        limits: Mapping[str, str], say: Say,
+    ) -> None:
+        self.subject, self.batch, self.threads, self.limits, self.say = subject, batch, threads, limits, say
+        self.crew = crew
+        self.sessions: dict[Part, Session | str] = {}  # or why there is none
+        self.checks: dict[Part, Check] = {}
+        self.built: dict[Part, float] = {}
+        self.rows: Rows = []
+        self._calls: dict[str, Call] = {}
+        for member in own_rows(subject.graph, members):
+            self._own_row(member)
+        for row in peer_rows(subject.graph, members, peers):
+            self._peer_row(row)
+
+    def time(self, rounds: int, seconds: float) -> int:
+        """Adds times to the rows that were verified; how many turns began on a process that was not quiet."""
+        self.say(f"timing {len(self._calls)} rows in {rounds} rounds")
+        series, restless = interleaved(self._calls, rounds, seconds)
+        for row in self.rows:
+            if row["verified"]:
+                add_times(row, series[_name(row)])
+        return restless
+
+    def _own_row(self, member: str) -> None:
+        start = perf_counter()
+        engine = self.subject.engine(member, self.threads)
+        images = self.subject.batch(self.batch)
+        runs = f"{member} from pixels, {engine.isa}" if member != ENSEMBLE else f"{', '.join(engine.member_names)} at once from pixels, {engine.isa}"
+        row = new_row(OURS, member, self.batch, self.threads, runs, {"hce_engine": __version__})
+        row["build_seconds"] = perf_counter() - start
+        self._admit(row, partial(engine, images), [self.subject.check(member)])
+
+    def _peer_row(self, planned: PeerRow) -> None:
+        peer = self.crew[planned.engine]
+        texts = [self.crew[part.peer].describe(self.subject.network(part.network)) for part in planned.parts]
+        runs = f"mean of {' and '.join(texts)}" if planned.member == ENSEMBLE and texts else "".join(texts)
+        if self.limits and not set(self.limits) & set(peer.isa_variables):
+            runs += "; has no switch for the instruction set"
+        row = new_row(planned.engine, planned.member, self.batch, self.threads, runs, peer.versions())
+        sessions = [self._session(part) for part in planned.parts]
+        ready = [s for s in sessions if not isinstance(s, str)]
+        row["skipped"] = planned.skipped or next((s for s in sessions if isinstance(s, str)), None)
+        if row["skipped"]:
+            self.rows.append(row)
+            return
+        row["build_seconds"] = sum(self.built[part] for part in planned.parts)
+        call = ready[0] if len(ready) == 1 else partial(_mean, ready)
+        self._admit(row, call, [self.checks[part] for part in planned.parts])
+
+    def _admit(self, row: dict[str, Any], call: Call, checks: Sequence[Check]) -> None:
+        """Counts threads and keeps the row; its call is timed if everything held."""
+        settle()
+        add_check(row, checks, thread_use(call, _COUNTING))
+        self.rows.append(row)
+        if row["verified"]:
+            self._calls[_name(row)] = call
+
+    def _session(self, part: Part) -> Session | str:
+        """The checked session of a network on a peer, or why it cannot be built."""
+        if part not in self.sessions:
+            self.say(f"building {part.network} on {part.peer}")
+            peer, start = self.crew[part.peer], perf_counter()
+            try:
+                session = peer.build(self.subject.network(part.network), self.batch, self.threads)
+                self.built[part] = perf_counter() - start
+                self.checks[part] = self.subject.check_peer(session, part.network, peer.precision, self.batch)
+                session.load(self.subject.normalized_batch(part.network, self.batch))
+                self.sessions[part] = session
+            except Exception as error:  # peers raise whatever they like, and none of it may end the comparison
+                self.sessions[part] = f"{type(error).__name__} while building: {' '.join(str(error).split())[:200]}"
+        return self.sessions[part]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['engine']} {row['member']}"
+
+
+def _mean(sessions: Sequence[Session]) -> np.ndarray:
+    """The ensemble as a user of the peer would write it."""
+    return mean_logits([session() for session in sessions])

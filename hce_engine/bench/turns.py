@@ -1,0 +1,87 @@
+"""Timing in turns: every row has a turn in every round, in an order drawn anew for each.
+
+A turn begins when the process is quiet, because a runtime's idle threads may spin for a while after its last call and
+would take a core from whoever is next. Then come calls that are not timed, since caches and sleeping threads belong to
+the row before, then calls that are. The garbage collector is off, and nothing is printed.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+Call = Callable[[], object]
+
+_SAMPLE = 0.002  # seconds; shorter calls are timed several at a time
+_LEAST_SAMPLES = 3
+_MOST_SAMPLES = 16  # of a turn; more would fill reports, not narrow intervals
+_UNTIMED = 0.2  # share of a turn
+
+
+def order(names: Sequence[str], rounds: int, seed: int = 0) -> list[list[str]]:
+    """One permutation of ``names`` per round, the same for the same seed."""
+    draw = random.Random(seed)
+    return [draw.sample(names, len(names)) for _ in range(rounds)]
+
+
+def interleaved(calls: Mapping[str, Call], rounds: int, seconds: float) -> tuple[dict[str, list[list[float]]], int]:
+    """Seconds per call: by name, one series per round. And how many turns began although the process was not quiet.
+
+    seconds: what a turn takes, of which a fifth is not timed; slow calls take longer, since a turn times three.
+    """
+    series: dict[str, list[list[float]]] = {name: [] for name in calls}
+    restless = 0
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for names in order(list(calls), rounds):
+            for name in names:
+                restless += not settle()
+                series[name].append(_turn(calls[name], seconds))
+    finally:
+        if enabled:
+            gc.enable()
+    return series, restless
+
+
+def _turn(call: Call, seconds: float) -> list[float]:
+    one = _untimed(call, seconds * _UNTIMED)
+    timed = seconds * (1 - _UNTIMED)
+    per_sample = max(1, math.ceil(max(_SAMPLE, timed / _MOST_SAMPLES) / one))
+    values: list[float] = []
+    end = time.perf_counter() + timed
+    while len(values) < _LEAST_SAMPLES or (time.perf_counter() < end and len(values) < _MOST_SAMPLES):
+        start = time.perf_counter()
+        for _ in range(per_sample):
+            call()
+        values.append((time.perf_counter() - start) / per_sample)
+    return values
+
+
+def _untimed(call: Call, seconds: float) -> float:
+    """Calls for so long, at least once; the seconds of the last call."""
+    end = time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        call()
+        now = time.perf_counter()
+        if now >= end:
+            return now - start
+
+
+def settle(limit: float = 0.25, window: float = 0.002, share: float = 0.2) -> bool:
+    """Waits until no thread of this process computes: until it used less than ``share`` of a core over ``window`` seconds.
+
+    False if that did not happen within ``limit`` seconds.
+    """
+    end = time.perf_counter() + limit
+    while time.perf_counter() < end:
+        used, start = time.process_time(), time.perf_counter()
+        time.sleep(window)
+        if time.process_time() - used < share * (time.perf_counter() - start):
+            return True
+    return False
