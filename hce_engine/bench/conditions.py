@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,12 @@ class ThreadUse:
 
     def within(self, threads: int) -> bool:
         return self.threads <= threads and self.processors <= threads + MARGIN
+
+
+def in_turns(uses: Sequence[ThreadUse], whole: ThreadUse) -> ThreadUse:
+    """The use of sessions that run one after the other. They may have different threads, so that each is counted by itself; that
+    they do not overlap is seen from the processor time of the whole."""
+    return ThreadUse(max(use.threads for use in uses), max(whole.processors, *(use.processors for use in uses)))
 
 
 def thread_use(call: Callable[[], object], seconds: float) -> ThreadUse:

@@ -12,7 +12,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ..errors import UnsupportedError
 from ..machine import processor
 from ..threads import available_threads
 from .checks import Check
-from .conditions import Watch, thread_use
+from .conditions import ThreadUse, Watch, in_turns, thread_use
 from .peers import PEERS, Peer, Session
 from .report import OURS, add_check, add_times, add_verdicts, claims, new_row
 from .sample import Sample
@@ -82,9 +82,7 @@ class _Setting:
     ) -> None:
         self.subject, self.batch, self.threads, self.limits, self.say = subject, batch, threads, limits, say
         self.crew = crew
-        self.sessions: dict[Part, Session | str] = {}  # or why there is none
-        self.checks: dict[Part, Check] = {}
-        self.built: dict[Part, float] = {}
+        self._sessions: dict[tuple[Part, bool], _Built | str] = {}  # or why there is none
         self.rows: Rows = []
         self._calls: dict[str, Call] = {}
         for member in own_rows(subject.graph, members):
@@ -108,7 +106,8 @@ class _Setting:
         runs = f"{member} from pixels, {engine.isa}" if member != ENSEMBLE else f"{', '.join(engine.member_names)} at once from pixels, {engine.isa}"
         row = new_row(OURS, member, self.batch, self.threads, runs, {"hce_engine": __version__})
         row["build_seconds"] = perf_counter() - start
-        self._admit(row, partial(engine, images), [self.subject.check(member)])
+        call = partial(engine, images)
+        self._admit(row, call, [self.subject.check(member)], _count(call))
 
     def _peer_row(self, planned: PeerRow) -> None:
         peer = self.crew[planned.engine]
@@ -117,38 +116,57 @@ class _Setting:
         if self.limits and not set(self.limits) & set(peer.isa_variables):
             runs += "; has no switch for the instruction set"
         row = new_row(planned.engine, planned.member, self.batch, self.threads, runs, peer.versions())
-        sessions = [self._session(part) for part in planned.parts]
-        ready = [s for s in sessions if not isinstance(s, str)]
-        row["skipped"] = planned.skipped or next((s for s in sessions if isinstance(s, str)), None)
+        parts = [self._built(part, together=len(planned.parts) > 1) for part in planned.parts]
+        built = [part for part in parts if not isinstance(part, str)]
+        row["skipped"] = planned.skipped or next((part for part in parts if isinstance(part, str)), None)
         if row["skipped"]:
             self.rows.append(row)
             return
-        row["build_seconds"] = sum(self.built[part] for part in planned.parts)
-        call = ready[0] if len(ready) == 1 else partial(_mean, ready)
-        self._admit(row, call, [self.checks[part] for part in planned.parts])
+        row["build_seconds"] = sum(part.seconds for part in built)
+        call: Call = built[0].session
+        use = built[0].use
+        if len(built) > 1:
+            call = partial(_mean, [part.session for part in built])
+            use = in_turns([part.use for part in built], _count(call))
+        self._admit(row, call, [part.check for part in built], use)
 
-    def _admit(self, row: dict[str, Any], call: Call, checks: Sequence[Check]) -> None:
-        """Counts threads and keeps the row; its call is timed if everything held."""
-        settle()
-        add_check(row, checks, thread_use(call, _COUNTING))
+    def _admit(self, row: dict[str, Any], call: Call, checks: Sequence[Check], use: ThreadUse) -> None:
+        """Keeps the row; its call is timed if everything held."""
+        add_check(row, checks, use)
         self.rows.append(row)
         if row["verified"]:
             self._calls[_name(row)] = call
 
-    def _session(self, part: Part) -> Session | str:
+    def _built(self, part: Part, together: bool) -> _Built | str:
         """The checked session of a network on a peer, or why it cannot be built."""
-        if part not in self.sessions:
+        peer = self.crew[part.peer]
+        key = (part, together and peer.own_threads and self.threads > 1)
+        if key not in self._sessions:
             self.say(f"building {part.network} on {part.peer}")
-            peer, start = self.crew[part.peer], perf_counter()
+            start = perf_counter()
             try:
-                session = peer.build(self.subject.network(part.network), self.batch, self.threads)
-                self.built[part] = perf_counter() - start
-                self.checks[part] = self.subject.check_peer(session, part.network, peer.precision, self.batch)
+                session = peer.build(self.subject.network(part.network), self.batch, self.threads, together=key[1])
+                seconds = perf_counter() - start
+                check = self.subject.check_peer(session, part.network, peer.precision, self.batch)
                 session.load(self.subject.normalized_batch(part.network, self.batch))
-                self.sessions[part] = session
+                self._sessions[key] = _Built(session, check, _count(session), seconds)
             except Exception as error:  # peers raise whatever they like, and none of it may end the comparison
-                self.sessions[part] = f"{type(error).__name__} while building: {' '.join(str(error).split())[:200]}"
-        return self.sessions[part]
+                self._sessions[key] = f"{type(error).__name__} while building: {' '.join(str(error).split())[:200]}"
+        return self._sessions[key]
+
+
+class _Built(NamedTuple):
+    """A session with its input in place, what its logits and threads were found to be, and how long building it took."""
+
+    session: Session
+    check: Check
+    use: ThreadUse
+    seconds: float
+
+
+def _count(call: Call) -> ThreadUse:
+    settle()
+    return thread_use(call, _COUNTING)
 
 
 def _name(row: Mapping[str, Any]) -> str:

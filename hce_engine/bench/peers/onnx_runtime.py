@@ -4,6 +4,9 @@ int8 is QDQ with unsigned activations and signed weights per channel (U8S8): on 
 calls the default is slower than float32. Ranges are the least and largest values of the calibration images.
 ``reduce_range`` (7-bit weights) stays off: it is for processors without VNNI, whose 16-bit sums saturate; there
 results may be off, which the check of agreement would show.
+
+Each session has its own threads, which spin for some 30 ms after a call. Where two sessions take turns, as in an ensemble, they are told
+to stop with the call: at batch 128 on two threads that makes an ensemble faster, while a session by itself is faster without.
 """
 
 from __future__ import annotations
@@ -46,11 +49,16 @@ class OnnxSession(Session):
 
 
 class _OnnxRuntime(Peer):
+    own_threads = True
+
     def __init__(self) -> None:
         self._models: dict[Network, bytes] = {}
 
-    def build(self, network: Network, batch: int, threads: int) -> Session:
-        return OnnxSession(self._model(network), network, batch, _options(threads))
+    def build(self, network: Network, batch: int, threads: int, together: bool = False) -> Session:
+        options = _options(threads)
+        if together:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        return OnnxSession(self._model(network), network, batch, options)
 
     def _model(self, network: Network) -> bytes:
         if network not in self._models:

@@ -1,6 +1,7 @@
 """OpenVINO on its CPU plugin: float32, held to it, and int8 by NNCF.
 
-Left alone the plugin runs "float32" networks in bfloat16 where the processor has it, so float32 is asked for by name.
+Left alone the plugin runs "float32" networks in bfloat16 where the processor has it, so float32 is asked for by name. It also binds
+its threads to cores. Several threads are left so; a single one would be bound to the first core, whatever else runs there.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class _OpenVino(Peer):
     def __init__(self) -> None:
         self._models: dict[Network, Any] = {}
 
-    def build(self, network: Network, batch: int, threads: int) -> Session:
+    def build(self, network: Network, batch: int, threads: int, together: bool = False) -> Session:
         return OpenVinoSession(self._model(network), network, batch, _options(threads))
 
     def _model(self, network: Network) -> Any:
@@ -104,4 +105,4 @@ class OpenVinoInt8(_OpenVino):
 
 
 def _options(threads: int) -> dict[str, Any]:
-    return {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    return {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": threads > 1}

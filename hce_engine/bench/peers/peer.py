@@ -76,6 +76,7 @@ class Peer(ABC):
     name: as in ``--peers`` and in reports.  precision: ``fp32`` or ``int8``.  float_peer: name of the peer that runs float
     members beside an int8 one, for ensembles.  packages: distributions that must be installed.
     isa_variables: environment variables that hold it to an instruction set; none if it has no such switch.
+    own_threads: whether each session has threads of its own, which may spin for a while after a call.
     """
 
     name: ClassVar[str]
@@ -83,6 +84,7 @@ class Peer(ABC):
     float_peer: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     isa_variables: ClassVar[tuple[str, ...]] = ()
+    own_threads: ClassVar[bool] = False
 
     def missing(self) -> str | None:
         """Why this peer cannot run here, or None."""
@@ -98,8 +100,11 @@ class Peer(ABC):
         """What exactly runs, in a few words for the report."""
 
     @abstractmethod
-    def build(self, network: Network, batch: int, threads: int) -> Session:
-        """The network, ready to run; whatever the peer raises goes to the caller."""
+    def build(self, network: Network, batch: int, threads: int, together: bool = False) -> Session:
+        """The network, ready to run; whatever the peer raises goes to the caller.
+
+        together: its calls alternate with those of another session, so its threads must not spin when a call is over.
+        """
 
     def profile(self, network: Network, batch: int, threads: int, calls: int) -> tuple[LayerTime, ...]:
         """Seconds per step, averaged over ``calls`` runs of one batch of calibration images; UnsupportedError without a profiler."""

@@ -19,7 +19,7 @@ class TorchCompile(Peer):
     def describe(self, network: Network) -> str:
         return f"{network.member} by torch.compile with freezing, channels_last"
 
-    def build(self, network: Network, batch: int, threads: int) -> Session:
+    def build(self, network: Network, batch: int, threads: int, together: bool = False) -> Session:
         # A trace has a forward of its own. Sessions that share one would be versions of one function to the compiler, which
         # tries them in turn and, after a few, falls back to eager mode; fullgraph makes any fall-back an error.
         module = torch.fx.symbolic_trace(GraphModule(network.graph).eval())

@@ -37,5 +37,5 @@ class TorchEager(Peer):
     def describe(self, network: Network) -> str:
         return f"{network.member} in eager mode, channels_last, batch norms folded"
 
-    def build(self, network: Network, batch: int, threads: int) -> Session:
+    def build(self, network: Network, batch: int, threads: int, together: bool = False) -> Session:
         return TorchSession(GraphModule(network.graph).eval(), network, batch, threads)
