@@ -73,15 +73,15 @@ def _untimed(call: Call, seconds: float) -> float:
             return now - start
 
 
-def settle(limit: float = 0.25, window: float = 0.002, share: float = 0.2) -> bool:
-    """Waits until no thread of this process computes: until it used less than ``share`` of a core over ``window`` seconds.
+def settle(limit: float = 0.25, window: float = 0.002, windows: int = 3, share: float = 0.2) -> bool:
+    """Waits until no thread of this process computes: until it used less than ``share`` of a core in each of so many windows.
 
-    False if that did not happen within ``limit`` seconds.
+    window: seconds. More than one, because a thread that spins may be off its core for a while. False if that did not happen
+    within ``limit`` seconds.
     """
-    end = time.perf_counter() + limit
-    while time.perf_counter() < end:
+    end, quiet = time.perf_counter() + limit, 0
+    while quiet < windows and time.perf_counter() < end:
         used, start = time.process_time(), time.perf_counter()
         time.sleep(window)
-        if time.process_time() - used < share * (time.perf_counter() - start):
-            return True
-    return False
+        quiet = quiet + 1 if time.process_time() - used < share * (time.perf_counter() - start) else 0
+    return quiet == windows

@@ -1,0 +1,77 @@
+"""Threads are counted, whoever claims what, and also where they share one core."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable
+
+import pytest
+
+from hce_engine.bench.conditions import ThreadUse, Watch, in_turns, thread_use
+
+DATA = bytes(1 << 22)
+
+
+def work(threads: int) -> Callable[[], None]:
+    """A call that computes on so many threads that live as long as it does not: on the caller's and on one-off ones."""
+    pool = [threading.Event() for _ in range(threads - 1)]
+
+    def serve(ready: threading.Event, done: threading.Event) -> None:
+        while ready.wait() and not stop:
+            ready.clear()
+            zlib.crc32(DATA)
+            done.set()
+
+    stop: list[bool] = []
+    finished = [threading.Event() for _ in pool]
+    for ready, done in zip(pool, finished, strict=True):
+        threading.Thread(target=serve, args=(ready, done), daemon=True).start()
+
+    def call() -> None:
+        for ready in pool:
+            ready.set()
+        zlib.crc32(DATA)
+        for done in finished:
+            done.wait()
+            done.clear()
+
+    def end() -> None:
+        stop.append(True)
+        for ready in pool:
+            ready.set()
+
+    call.end = end  # type: ignore[attr-defined]
+    return call
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_busy_threads_are_counted(threads: int) -> None:
+    call = work(threads)
+    use = thread_use(call, 0.2)
+    call.end()  # type: ignore[attr-defined]
+    assert use.threads == threads
+    assert 0 < use.processors < threads + 0.2
+    assert not use.within(threads - 1)
+
+
+def test_what_is_within_a_number_of_threads() -> None:
+    assert ThreadUse(1, 1.05).within(1)
+    assert not ThreadUse(1, 1.2).within(1)
+    assert not ThreadUse(2, 0.9).within(1)
+    assert ThreadUse(1, 0.5).within(2)
+
+
+def test_sessions_in_turns_may_have_different_threads() -> None:
+    assert in_turns([ThreadUse(2, 1.9), ThreadUse(2, 1.5)], ThreadUse(3, 1.7)) == ThreadUse(2, 1.9)
+    assert not in_turns([ThreadUse(1, 1.0), ThreadUse(1, 1.0)], ThreadUse(2, 1.8)).within(1)
+
+
+def test_the_watch_reads_the_machine() -> None:
+    watch = Watch()
+    zlib.crc32(bytes(1 << 24))
+    values = watch.read()
+    assert set(values) == {"load", "other_processors", "steal"}
+    assert len(values["load"]) == 2
+    assert values["other_processors"] >= 0
+    assert 0 <= values["steal"] <= 1
