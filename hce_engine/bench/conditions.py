@@ -16,7 +16,7 @@ from typing import Any
 _TASKS = Path("/proc/self/task")
 _STAT = Path("/proc/stat")
 _BUSY = 0.1  # share of the busiest thread's time from which on a thread counts
-MARGIN = 0.1  # of a processor
+MARGIN = 0.15  # of a processor
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,23 @@ class Watch:
         self._load, self._start = os.getloadavg()[0], time.perf_counter()
         self._own, self._machine, self._steal = time.process_time(), *_machine_seconds()
 
-    def read(self) -> dict[str, Any]:
+    def read(self, threads: int) -> dict[str, Any]:
         """load: one-minute averages before and after.  other_processors: cores' worth that other processes used.
-        steal: share of the cores' time that the hypervisor gave to others."""
+        steal: share of the cores' time that the hypervisor gave to others.  crowded: whether others used more than what ``threads``
+        threads leave free; then runtimes whose threads spin or are bound to cores suffer most, and no verdict is fair."""
         wall = time.perf_counter() - self._start
         own = time.process_time() - self._own
         busy, stolen = (now - then for now, then in zip(_machine_seconds(), (self._machine, self._steal), strict=True))
+        others, cores = max(0.0, (busy - own) / wall), os.cpu_count() or 1
         return {
-            "load": [round(self._load, 2), round(os.getloadavg()[0], 2)],
-            "other_processors": round(max(0.0, (busy - own) / wall), 3),
-            "steal": round(stolen / wall / (os.cpu_count() or 1), 4),
+            "load": [round(self._load, 2), round(os.getloadavg()[0], 2)], "other_processors": round(others, 3),
+            "steal": round(stolen / wall / cores, 4), "crowded": crowded(others, threads, cores),
         }
+
+
+def crowded(others: float, threads: int, cores: int) -> bool:
+    """Whether ``threads`` threads and others' ``others`` processors' worth of work do not fit on the cores."""
+    return others > cores - threads + MARGIN
 
 
 def _machine_seconds() -> tuple[float, float]:

@@ -62,14 +62,15 @@ def measure(
             say(f"batch {batch}, {count} thread{'s' * (count > 1)}")
             setting = _Setting(subject, crew, peers, names, batch, count, limits or {}, say)
             watch, restless = Watch(), setting.time(rounds, seconds)
-            conditions.append({"batch": batch, "threads": count, "restless_turns": restless, **watch.read()})
+            conditions.append({"batch": batch, "threads": count, "restless_turns": restless, **watch.read(count)})
             all_rows += setting.rows
-    add_verdicts(all_rows)
+    crowded = {(c["batch"], c["threads"]) for c in conditions if c["crowded"]}
+    add_verdicts(all_rows, crowded)
     packages = {name: found for peer in peers for name, found in peer.versions().items()}
     return {
         "machine": f"{processor()}, {subject.isa}", "isa": subject.isa, "isa_limits": dict(limits or {}), "sample": sample.source,
         "versions": {"hce_engine": __version__, "python": platform.python_version(), "numpy": np.__version__, **packages},
-        "round_count": rounds, "turn_seconds": seconds, "conditions": conditions, "claims": claims(all_rows), "rows": all_rows,
+        "round_count": rounds, "turn_seconds": seconds, "conditions": conditions, "claims": claims(all_rows, crowded), "rows": all_rows,
     }
 
 

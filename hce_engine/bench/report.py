@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from .checks import Check
 from .conditions import ThreadUse
-from .statistics import NOISY, Comparison, compare, summarize
+from .statistics import NOISY, UNCLEAR, compare, summarize
 from .work import ENSEMBLE
 
 OURS = "hce"
@@ -41,15 +41,18 @@ def add_times(row: dict[str, Any], rounds: Sequence[Sequence[float]]) -> None:
     row["rounds"] = [[float(f"{value:.4g}") for value in series] for series in rounds]
 
 
-def add_verdicts(rows: Sequence[dict[str, Any]]) -> None:
-    """``against`` of every timed row of a peer: our row of the same member, batch size and thread count beside it."""
+def add_verdicts(rows: Sequence[dict[str, Any]], crowded: Set[tuple[int, int]]) -> None:
+    """``against`` of every timed row of a peer: our row of the same member, batch size and thread count beside it.
+
+    crowded: batch sizes and thread counts whose measurement others disturbed; their verdicts are UNCLEAR.
+    """
     ours = {_key(row): row for row in rows if row["engine"] == OURS and row["rounds"]}
     for row in rows:
         if row["engine"] != OURS and row["rounds"] and _key(row) in ours:
-            row["against"] = as_values(compare(ours[_key(row)]["rounds"], row["rounds"]))
+            row["against"] = _against(ours[_key(row)], row, crowded)
 
 
-def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def claims(rows: Sequence[dict[str, Any]], crowded: Set[tuple[int, int]]) -> list[dict[str, Any]]:
     """The compressed ensemble on our engine against the uncompressed original on the fastest float32 peer, per setting."""
     found = []
     for ours in rows:
@@ -61,15 +64,17 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             best = max(rivals, key=lambda row: float(row["images_per_second"]))
             found.append({
                 "claim": "hce ensemble against o", "peer": best["engine"], "batch": ours["batch"], "threads": ours["threads"],
-                **as_values(compare(ours["rounds"], best["rounds"])),
+                **_against(ours, best, crowded),
             })
     return found
 
 
-def as_values(comparison: Comparison) -> dict[str, Any]:
+def _against(ours: Mapping[str, Any], theirs: Mapping[str, Any], crowded: Set[tuple[int, int]]) -> dict[str, Any]:
     """ratio: how many times as fast ours is."""
-    interval = comparison.interval
-    return {"ratio": comparison.ratio, "interval": None if interval is None else list(interval), "verdict": comparison.verdict}
+    comparison = compare(ours["rounds"], theirs["rounds"])
+    interval = None if comparison.interval is None else list(comparison.interval)
+    verdict = UNCLEAR if _setting(ours) in crowded else comparison.verdict
+    return {"ratio": comparison.ratio, "interval": interval, "verdict": verdict}
 
 
 def _setting(row: Mapping[str, Any]) -> tuple[int, int]:

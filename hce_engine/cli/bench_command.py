@@ -49,7 +49,7 @@ def command(
       hce bench resnet20 --device cuda --dry-run --bits 3
       hce bench model.hce --device cuda --dry-run --members q --batch 1024 --json plan.json
     """
-    batches = positive_integers(batch or ("256" if dry_run else "128"), "--batch", most=4096)
+    batches = positive_integers(("256" if dry_run else "128") if batch is None else batch, "--batch", most=4096)
     if dry_run:
         from .bench_gpu import dry_run as show_plan
 
@@ -64,5 +64,5 @@ def command(
                                fix="leave --device out to measure on the CPU; benchmarks/gpu/run.sh measures on a GPU")
     from .bench_cpu import compare
 
-    counts = positive_integers(threads, "--threads", most=1024) if threads else None
+    counts = None if threads is None else positive_integers(threads, "--threads", most=1024)
     return compare(Path(model), peers, batches, counts, data, rounds, seconds, isa, form, members, json_path)

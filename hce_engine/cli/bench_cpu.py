@@ -114,7 +114,9 @@ def _remarks(rows: Sequence[dict[str, Any]], condition: dict[str, Any]) -> list[
     noisy = [f"{row['engine']} {row['member']}" for row in rows if row["noisy"]]
     if noisy:
         remarks.append(f"noisy (quartiles over 5 % apart): {', '.join(noisy)}")
-    if condition["other_processors"] > 0.1 or condition["steal"] > 0.01 or condition["restless_turns"]:
+    if condition["crowded"] or condition["other_processors"] > 0.1 or condition["steal"] > 0.01 or condition["restless_turns"]:
         remarks.append(f"not alone: other programs used {condition['other_processors']:.2f} processors, {100 * condition['steal']:.1f} % of the "
                        f"machine's time was stolen, {condition['restless_turns']} turns began before the process was quiet; load {condition['load'][0]}")
+    if condition["crowded"]:
+        remarks.append("CROWDED: others used more than these threads leave free, so that no verdict is given; measure on a quiet machine")
     return remarks

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hce_engine.bench.conditions import ThreadUse, Watch, in_turns, thread_use
+from hce_engine.bench.conditions import ThreadUse, Watch, crowded, in_turns, thread_use
 
 DATA = bytes(1 << 22)
 
@@ -56,7 +56,7 @@ def test_busy_threads_are_counted(threads: int) -> None:
 
 
 def test_what_is_within_a_number_of_threads() -> None:
-    assert ThreadUse(1, 1.05).within(1)
+    assert ThreadUse(1, 1.1).within(1)
     assert not ThreadUse(1, 1.2).within(1)
     assert not ThreadUse(2, 0.9).within(1)
     assert ThreadUse(1, 0.5).within(2)
@@ -70,8 +70,15 @@ def test_sessions_in_turns_may_have_different_threads() -> None:
 def test_the_watch_reads_the_machine() -> None:
     watch = Watch()
     zlib.crc32(bytes(1 << 24))
-    values = watch.read()
-    assert set(values) == {"load", "other_processors", "steal"}
+    values = watch.read(1)
+    assert set(values) == {"load", "other_processors", "steal", "crowded"}
     assert len(values["load"]) == 2
     assert values["other_processors"] >= 0
     assert 0 <= values["steal"] <= 1
+
+
+def test_others_may_use_what_is_left() -> None:
+    assert not crowded(1.1, threads=1, cores=2)
+    assert crowded(1.2, threads=1, cores=2)
+    assert crowded(0.5, threads=2, cores=2)
+    assert not crowded(30.0, threads=2, cores=64)

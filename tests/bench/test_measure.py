@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hce_engine.artifact import Artifact
+from hce_engine.bench import conditions
 from hce_engine.bench import measure as module
 from hce_engine.bench.conditions import ThreadUse
 from hce_engine.bench.measure import measure
@@ -54,6 +55,21 @@ def test_a_report_has_every_row_with_every_key(ensemble: Artifact, noise: Sample
     assert (claim["peer"], claim["verdict"], claim["batch"], claim["threads"]) == ("a-fp32", "SLOWER", 4, 1)
     assert report["conditions"][0]["batch"] == 4
     assert report["versions"]["numpy"] == np.__version__
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdicts are given whatever else the machine does."""
+    monkeypatch.setattr(conditions, "crowded", lambda others, threads, cores: False)
+
+
+def test_a_crowded_machine_gives_no_verdicts(ensemble: Artifact, noise: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "crowded", lambda others, threads, cores: True)
+    report, rows = run(ensemble, noise, fake("a-fp32"))
+    assert report["conditions"][0]["crowded"]
+    assert rows["a-fp32", "s"]["against"]["verdict"] == "UNCLEAR"
+    assert rows["a-fp32", "s"]["against"]["interval"][1] < 1
+    assert report["claims"][0]["verdict"] == "UNCLEAR"
 
 
 def test_a_peer_that_computes_something_else_is_not_timed(ensemble: Artifact, noise: Sample) -> None:
