@@ -6,7 +6,7 @@
         --command "make quickstart" quickstart/report.json
 
 ``--add`` joins the JSON files of ``hce quickstart``, ``hce eval`` and ``hce info`` (later ones win) into
-``benchmarks/results/NAME.json``, with what this machine is.
+``benchmarks/results/NAME.json``, with what this machine is; the JSON of ``hce bench`` is kept whole.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hce_engine.threads import available_threads
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+PEER_PACKAGES = ("torch", "onnxruntime", "openvino", "nncf")
 KEPT = ("accuracy", "total", "flops_ratios", "bytes", "images_per_second", "batch", "isa")
 ROWS = {
     "o": "O, original, float32", "q": "Q, quantized", "s": "S, pruned, float32", "ensemble": "**Q + S, ensemble**",
@@ -31,17 +32,48 @@ ROWS = {
 
 
 def comparison(result: dict[str, Any]) -> str:
-    """A run beside another engine (``rows``, as benchmarks.openvino_peer writes them): ours, theirs, ratio per threads."""
-    speeds = {(r["engine"], r["member"], r["threads"]): r["images_per_second"] for r in result["rows"]}
-    threads = sorted({r["threads"] for r in result["rows"]})
-    peer = next(r["engine"] for r in result["rows"] if r["engine"] != "hce")
-    lines = [f"{result['caption']}. `{result['command']}`; {result['machine']}.", "",
-             "| |" + "".join(f" HCE, {t} thread{'s' * (t > 1)} | {peer} | ratio |" for t in threads), "|---|" + "---:|---:|---:|" * len(threads)]
-    for member, title in ROWS.items():
-        if ("hce", member, threads[0]) in speeds and (peer, member, threads[0]) in speeds:
-            pairs = [(speeds["hce", member, t], speeds[peer, member, t]) for t in threads]
-            lines.append(f"| {title} |" + "".join(f" {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f}x |" for ours, theirs in pairs))
+    """A run of ``hce bench``: per batch size, what our engine and the fastest peer do of each member, per thread count."""
+    lines = [f"{result['caption']}. `{result['command']}`; {result['machine']}; {_versions(result)}."]
+    measured = [row for row in result["rows"] if row["images_per_second"]]
+    threads = sorted({row["threads"] for row in measured})
+    for batch in sorted({row["batch"] for row in measured}):
+        lines += ["", f"| batch {batch}, images/s |" + "".join(f" HCE, {t} thread{'s' * (t > 1)} | fastest peer | ratio |" for t in threads),
+                  "|---|" + "---:|---:|---:|" * len(threads)]
+        rows = [row for row in measured if row["batch"] == batch]
+        for member, title in ROWS.items():
+            cells = [_ours_and_fastest([row for row in rows if row["threads"] == t and row["member"] == member]) for t in threads]
+            if any(cells):
+                lines.append(f"| {title} |" + "".join(cell or " | | |" for cell in cells))
+        claims = {claim["threads"]: claim for claim in result["claims"] if claim["batch"] == batch}
+        if claims:
+            cells = [_claim(claims[t], [row for row in rows if row["threads"] == t]) if t in claims else " | | |" for t in threads]
+            lines.append("| the ensemble against O, float32 |" + "".join(cells))
     return "\n".join(lines)
+
+
+def _ours_and_fastest(rows: list[dict[str, Any]]) -> str:
+    """Three cells, or nothing where either side is missing."""
+    ours = [row for row in rows if row["engine"] == "hce"]
+    peers = [row for row in rows if row["against"] and row["isa_held"]]
+    if not ours or not peers:
+        return ""
+    best = max(peers, key=lambda row: row["images_per_second"])
+    return _cells(ours[0], best, best["against"])
+
+
+def _claim(claim: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    (ours,) = (row for row in rows if (row["engine"], row["member"]) == ("hce", "ensemble"))
+    (peer,) = (row for row in rows if (row["engine"], row["member"]) == (claim["peer"], "o"))
+    return _cells(ours, peer, claim)
+
+
+def _cells(ours: dict[str, Any], peer: dict[str, Any], against: dict[str, Any]) -> str:
+    doubt = "" if against["verdict"] in ("FASTER", "SLOWER") else f", {against['verdict']}"
+    return f" {ours['images_per_second']:,.0f} | {peer['images_per_second']:,.0f} {peer['engine']} | {against['ratio']:.2f}x{doubt} |"
+
+
+def _versions(result: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {result['versions'][name].split('-')[0]}" for name in PEER_PACKAGES if name in result["versions"])
 
 
 def table(result: dict[str, Any]) -> str:
@@ -81,13 +113,19 @@ def _add(name: str, caption: str, command: str, sources: tuple[Path, ...]) -> No
     merged: dict[str, Any] = {}
     for source in sources:
         merged.update(json.loads(source.read_text(encoding="utf-8")))
+    RESULTS.mkdir(exist_ok=True)
+    if "rows" in merged:  # of hce bench, which says itself what machine it ran on
+        _store(name, {"caption": caption, "command": command, **{k: v for k, v in merged.items() if k != "command"}})
+        return
     kept = {key: merged[key] for key in KEPT if key in merged}
     details = [processor(), f"{merged.get('threads', available_threads())} threads"]
     details += [str(merged["isa"])] if "isa" in merged else []
     details += [f"batch {merged['batch']}"] if "batch" in merged else []
-    RESULTS.mkdir(exist_ok=True)
-    document = {"caption": caption, "command": command, "machine": ", ".join(details), **kept}
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    _store(name, {"caption": caption, "command": command, "machine": ", ".join(details), **kept})
+
+
+def _store(name: str, document: dict[str, Any]) -> None:
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -39,8 +40,37 @@ def test_a_measurement_becomes_a_table(tmp_path: Path, monkeypatch: pytest.Monke
     assert CliRunner().invoke(readme_table.main, ["--check"]).exit_code == 0
 
 
-def test_a_comparison_becomes_a_table_of_ratios() -> None:
-    rows = [{"engine": engine, "member": "q", "threads": threads, "images_per_second": speed * threads}
-            for engine, speed in (("hce", 3000.0), ("openvino", 2000.0)) for threads in (1, 2)]
-    text = readme_table.table({"caption": "c", "command": "d", "machine": "m", "rows": rows})
-    assert "| Q, quantized | 3,000 | 2,000 | 1.50x | 6,000 | 4,000 | 1.50x |" in text
+def bench_rows() -> list[dict[str, Any]]:
+    """As hce bench writes them: two peers of which one is faster, one that was skipped, one of o."""
+    rows: list[dict[str, Any]] = []
+    for threads in (1, 2):
+        for engine, member, speed, ratio, verdict in (
+            ("hce", "q", 3000.0, None, ""), ("openvino-int8", "q", 2000.0, 1.5, "FASTER"), ("onnxruntime-int8", "q", 1000.0, 3.0, "FASTER"),
+            ("hce", "ensemble", 900.0, None, ""), ("openvino-int8", "ensemble", 890.0, 1.01, "SAME"), ("torch", "o", 500.0, None, ""),
+        ):
+            against = None if ratio is None else {"ratio": ratio, "interval": [ratio, ratio], "verdict": verdict}
+            rows.append({"engine": engine, "member": member, "batch": 128, "threads": threads, "images_per_second": speed * threads,
+                         "against": against, "isa_held": True})
+        rows.append({"engine": "torch-compile", "member": "s", "batch": 128, "threads": threads, "images_per_second": None, "against": None, "isa_held": True})
+    return rows
+
+
+def test_a_comparison_becomes_a_table_of_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readme_table, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(readme_table, "README", tmp_path / "README.md")
+    readme_table.README.write_text(f"{readme_table.BEGIN}\n{readme_table.END}\n")
+    claim = {"claim": "hce ensemble against o", "peer": "torch", "batch": 128, "threads": 2, "ratio": 1.8, "interval": [1.7, 1.9],
+             "verdict": "FASTER"}
+    report = {"schema_version": 1, "command": "bench", "machine": "m, avx2", "versions": {"torch": "2.13.0+cpu", "openvino": "2026.4.1-1-x"},
+              "claims": [claim], "rows": bench_rows()}
+    (tmp_path / "bench.json").write_text(json.dumps(report))
+    arguments = ["--add", "peers", "--caption", "Beside others", "--command", "hce bench r20.hce", str(tmp_path / "bench.json")]
+    assert CliRunner().invoke(readme_table.main, arguments).exit_code == 0
+    text = readme_table.README.read_text()
+    assert "Beside others. `hce bench r20.hce`; m, avx2; torch 2.13.0+cpu, openvino 2026.4.1." in text
+    assert "| batch 128, images/s | HCE, 1 thread | fastest peer | ratio | HCE, 2 threads | fastest peer | ratio |" in text
+    assert "| Q, quantized | 3,000 | 2,000 openvino-int8 | 1.50x | 6,000 | 4,000 openvino-int8 | 1.50x |" in text
+    assert "| **Q + S, ensemble** | 900 | 890 openvino-int8 | 1.01x, SAME | 1,800 | 1,780 openvino-int8 | 1.01x, SAME |" in text
+    assert "| the ensemble against O, float32 | | | | 1,800 | 1,000 torch | 1.80x |" in text
+    assert "S, pruned" not in text
+    assert json.loads((tmp_path / "results" / "peers.json").read_text())["rows"] == bench_rows()

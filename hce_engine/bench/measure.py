@@ -24,6 +24,7 @@ from ..machine import processor
 from ..threads import available_threads
 from .checks import Check
 from .conditions import ThreadUse, Watch, in_turns, thread_use
+from .memory import keep_freed_memory
 from .peers import PEERS, Peer, Session
 from .report import OURS, add_check, add_times, add_verdicts, claims, new_row
 from .sample import Sample
@@ -51,6 +52,7 @@ def measure(
     if max(threads) > available_threads():
         raise UnsupportedError("bench --threads", expected=f"at most {available_threads()}, the processors of this process",
                                got=str(max(threads)), fix="ask for fewer, or widen its affinity or control group")
+    kept = keep_freed_memory()
     names = tuple(members or (m.name for m in artifact.graph.members))
     subject = Subject(artifact, sample, isa)
     # An int8 peer runs float members of an ensemble on its sister, whether that is measured too or not.
@@ -69,6 +71,7 @@ def measure(
     packages = {name: found for peer in peers for name, found in peer.versions().items()}
     return {
         "machine": f"{processor()}, {subject.isa}", "isa": subject.isa, "isa_limits": dict(limits or {}), "sample": sample.source,
+        "keeps_freed_memory": kept,
         "versions": {"hce_engine": __version__, "python": platform.python_version(), "numpy": np.__version__, **packages},
         "round_count": rounds, "turn_seconds": seconds, "conditions": conditions, "claims": claims(all_rows, crowded), "rows": all_rows,
     }
@@ -114,9 +117,8 @@ class _Setting:
         peer = self.crew[planned.engine]
         texts = [self.crew[part.peer].describe(self.subject.network(part.network)) for part in planned.parts]
         runs = f"mean of {' and '.join(texts)}" if planned.member == ENSEMBLE and texts else "".join(texts)
-        if self.limits and not set(self.limits) & set(peer.isa_variables):
-            runs += "; has no switch for the instruction set"
         row = new_row(planned.engine, planned.member, self.batch, self.threads, runs, peer.versions())
+        row["isa_held"] = not self.limits or bool(set(self.limits) & set(peer.isa_variables))
         parts = [self._built(part, together=len(planned.parts) > 1) for part in planned.parts]
         built = [part for part in parts if not isinstance(part, str)]
         row["skipped"] = planned.skipped or next((part for part in parts if isinstance(part, str)), None)

@@ -14,10 +14,13 @@ OURS = "hce"
 
 
 def new_row(engine: str, member: str, batch: int, threads: int, runs: str, versions: Mapping[str, str]) -> dict[str, Any]:
-    """A row of which nothing is known yet: not checked, not timed. runs: what exactly the engine does."""
+    """A row of which nothing is known yet: not checked, not timed. runs: what exactly the engine does.
+
+    ``isa_held`` becomes False where a run is held to an instruction set and the peer has no switch for it.
+    """
     return {
         "engine": engine, "member": member, "batch": batch, "threads": threads, "runs": runs, "versions": dict(versions),
-        "skipped": None, "verified": False, "check": None, "build_seconds": None, "threads_used": None, "processors_used": None,
+        "isa_held": True, "skipped": None, "verified": False, "check": None, "build_seconds": None, "threads_used": None, "processors_used": None,
         "images_per_second": None, "seconds": None, "noisy": None, "against": None, "rounds": None,
     }
 
@@ -58,7 +61,7 @@ def claims(rows: Sequence[dict[str, Any]], crowded: Set[tuple[int, int]]) -> lis
     for ours in rows:
         if ours["engine"] != OURS or ours["member"] != ENSEMBLE or not ours["rounds"]:
             continue
-        rivals = [row for row in rows if row["engine"] != OURS and row["member"] == "o" and row["rounds"]
+        rivals = [row for row in rows if row["engine"] != OURS and row["member"] == "o" and row["rounds"] and row["isa_held"]
                   and _setting(row) == _setting(ours)]
         if rivals:
             best = max(rivals, key=lambda row: float(row["images_per_second"]))

@@ -75,7 +75,7 @@ def show(model: Path, report: dict[str, Any], form: str) -> None:
             click.echo(f"{title}\n\n{markdown(cells)}\n")
         else:
             show_table(title, _COLUMNS, cells)
-        for text in _remarks(rows, condition):
+        for text in _remarks(rows, condition, report["isa"]):
             click.echo(text)
     for claim in report["claims"]:
         click.echo(f"batch {claim['batch']}, {claim['threads']} thread{'s' * (claim['threads'] > 1)}: the ensemble on HCE is {claim['ratio']:.2f}x the "
@@ -103,7 +103,7 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)])
 
 
-def _remarks(rows: Sequence[dict[str, Any]], condition: dict[str, Any]) -> list[str]:
+def _remarks(rows: Sequence[dict[str, Any]], condition: dict[str, Any], isa: str) -> list[str]:
     """What a reader of the table must know: rows that did not run, failed checks, noise."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
@@ -111,6 +111,9 @@ def _remarks(rows: Sequence[dict[str, Any]], condition: dict[str, Any]) -> list[
             reason = f"skipped: {row['skipped']}" if row["skipped"] else f"not timed: {row['check']}"
             reasons.setdefault(reason, []).append(f"{row['engine']} {row['member']}")
     remarks = [f"{', '.join(names)} {reason}" for reason, names in reasons.items()]
+    free = list(dict.fromkeys(row["engine"] for row in rows if not row["isa_held"]))
+    if free:
+        remarks.append(f"not held to {isa}, for lack of a switch: {', '.join(free)}")
     noisy = [f"{row['engine']} {row['member']}" for row in rows if row["noisy"]]
     if noisy:
         remarks.append(f"noisy (quartiles over 5 % apart): {', '.join(noisy)}")

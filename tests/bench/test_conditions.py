@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Callable
@@ -82,3 +84,21 @@ def test_others_may_use_what_is_left() -> None:
     assert crowded(1.2, threads=1, cores=2)
     assert crowded(0.5, threads=2, cores=2)
     assert not crowded(30.0, threads=2, cores=64)
+
+
+def test_freed_memory_is_kept() -> None:
+    """In a process of its own, because it lasts: blocks that are freed and allocated again cost no new page faults."""
+    program = """
+import resource
+from hce_engine.bench.memory import keep_freed_memory
+assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        block = bytearray(8 << 20)
+        del block
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+assert faults() < 100
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,4 +1,10 @@
-"""torch.compile with the weights frozen into the program, compiled for one batch size and one number of threads."""
+"""torch.compile with weights frozen into the program and a C++ wrapper, compiled for one batch size and one number of threads.
+
+Freezing lays weights out for oneDNN once instead of at every call; it must be on for the process while the first call compiles,
+since as an option of ``torch.compile`` it only reaches half of the compiler. The wrapper saves Python between kernels. Measured for
+ResNet-20 on one thread, batch 1: 785 images/s without either, 1,226 with frozen weights, 1,339 with both; batch 128: no difference
+from the wrapper.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +23,15 @@ class TorchCompile(Peer):
     isa_variables = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
     def describe(self, network: Network) -> str:
-        return f"{network.member} by torch.compile with freezing, channels_last"
+        return f"{network.member} by torch.compile, frozen, C++ wrapper, channels_last"
 
     def build(self, network: Network, batch: int, threads: int, together: bool = False) -> Session:
+        import torch._inductor.config as inductor
+
         # A trace has a forward of its own. Sessions that share one would be versions of one function to the compiler, which
         # tries them in turn and, after a few, falls back to eager mode; fullgraph makes any fall-back an error.
         module = torch.fx.symbolic_trace(GraphModule(network.graph).eval())
-        compiled = torch.compile(module, fullgraph=True, dynamic=False, options={"freezing": True})
-        session = TorchSession(compiled, network, batch, threads)
-        session()  # compiles, with the number of threads that was set
+        session = TorchSession(torch.compile(module, fullgraph=True, dynamic=False), network, batch, threads)
+        with inductor.patch(freezing=True, cpp_wrapper=True):
+            session()  # compiles, with the number of threads that was set
         return session
