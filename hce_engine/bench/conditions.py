@@ -62,19 +62,23 @@ class Watch:
 
     def __init__(self) -> None:
         self._load, self._start = os.getloadavg()[0], time.perf_counter()
-        self._own, self._machine, self._steal = time.process_time(), *_machine_seconds()
+        self._own, self._cores = time.process_time(), _core_seconds(_STAT.read_text())
 
     def read(self, threads: int) -> dict[str, Any]:
-        """load: one-minute averages before and after.  other_processors: cores' worth that other processes used.
-        steal: share of the cores' time that the hypervisor gave to others.  crowded: whether others used more than what ``threads``
-        threads leave free; then runtimes whose threads spin or are bound to cores suffer most, and no verdict is fair."""
-        wall = time.perf_counter() - self._start
-        own = time.process_time() - self._own
-        busy, stolen = (now - then for now, then in zip(_machine_seconds(), (self._machine, self._steal), strict=True))
-        others, cores = max(0.0, (busy - own) / wall), os.cpu_count() or 1
+        """load: one-minute averages before and after.  other_processors: cores' worth that other programs used; beside_us: on those cores
+        that this process may use.  steal: share of the cores' time that the hypervisor gave to others.  crowded: whether others
+        used more of our cores than ``threads`` threads leave free; then runtimes whose threads spin or are bound to cores
+        suffer most, and no verdict is fair."""
+        wall, own = time.perf_counter() - self._start, time.process_time() - self._own
+        spent = {core: (busy - self._cores[core][0], stolen - self._cores[core][1])
+                 for core, (busy, stolen) in _core_seconds(_STAT.read_text()).items() if core in self._cores}
+        ours = os.sched_getaffinity(0)
+        everywhere = max(0.0, (sum(busy for busy, _ in spent.values()) - own) / wall)
+        beside = max(0.0, (sum(busy for core, (busy, _) in spent.items() if core in ours) - own) / wall)
         return {
-            "load": [round(self._load, 2), round(os.getloadavg()[0], 2)], "other_processors": round(others, 3),
-            "steal": round(stolen / wall / cores, 4), "crowded": crowded(others, threads, cores),
+            "load": [round(self._load, 2), round(os.getloadavg()[0], 2)], "other_processors": round(everywhere, 3),
+            "beside_us": round(beside, 3), "steal": round(sum(stolen for _, stolen in spent.values()) / wall / len(spent), 4),
+            "crowded": crowded(beside, threads, len(ours)),
         }
 
 
@@ -83,8 +87,12 @@ def crowded(others: float, threads: int, cores: int) -> bool:
     return others > cores - threads + MARGIN
 
 
-def _machine_seconds() -> tuple[float, float]:
-    """(busy, stolen) seconds of all processors since the machine started."""
-    user, nice, system, _, _, irq, softirq, steal = map(int, _STAT.read_text().split("\n", 1)[0].split()[1:9])
-    tick = os.sysconf("SC_CLK_TCK")
-    return (user + nice + system + irq + softirq) / tick, steal / tick
+def _core_seconds(stat: str) -> dict[int, tuple[float, float]]:
+    """(busy, stolen) seconds of each core since the machine started, from the text of /proc/stat."""
+    tick, found = os.sysconf("SC_CLK_TCK"), {}
+    for line in stat.splitlines():
+        name, *values = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            user, nice, system, _, _, irq, softirq, steal = map(int, values[:8])
+            found[int(name[3:])] = ((user + nice + system + irq + softirq) / tick, steal / tick)
+    return found

@@ -66,6 +66,7 @@ def measure(
             watch, restless = Watch(), setting.time(rounds, seconds)
             conditions.append({"batch": batch, "threads": count, "restless_turns": restless, **watch.read(count)})
             all_rows += setting.rows
+            del setting  # its sessions make room for those of the next
     crowded = {(c["batch"], c["threads"]) for c in conditions if c["crowded"]}
     add_verdicts(all_rows, crowded)
     packages = {name: found for peer in peers for name, found in peer.versions().items()}

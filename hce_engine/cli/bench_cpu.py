@@ -79,7 +79,7 @@ def show(model: Path, report: dict[str, Any], form: str) -> None:
             click.echo(text)
     for claim in report["claims"]:
         click.echo(f"batch {claim['batch']}, {claim['threads']} thread{'s' * (claim['threads'] > 1)}: the ensemble on HCE is {claim['ratio']:.2f}x the "
-                   f"uncompressed original on {claim['peer']}, the fastest float32 peer {_interval(claim)}: {claim['verdict']}")
+                   f"uncompressed original on {claim['peer']}, the fastest float32 peer ({_interval(claim)}): {claim['verdict']}")
     click.echo(_NOTE)
     click.echo(f"{report['sample']}.")
 
@@ -88,9 +88,14 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     if row["rounds"] is None:
         return (row["member"], row["engine"], *[""] * 6, "skipped" if row["skipped"] else "NOT VERIFIED")
     seconds, against = row["seconds"], row["against"]
-    figures = (f"{row['images_per_second']:,.0f}", f"{1e3 * seconds['median']:.3g}", f"{100 * seconds['spread']:.1f} %", str(row["threads_used"]))
+    figures = (_figure(row["images_per_second"]), _figure(1e3 * seconds["median"]), f"{100 * seconds['spread']:.1f} %", str(row["threads_used"]))
     verdict = (f"{against['ratio']:.2f}x", _interval(against), against["verdict"]) if against else ("", "", "")
     return (row["member"], row["engine"], *figures, *verdict)
+
+
+def _figure(value: float) -> str:
+    """Three digits at least: 0.0421, 4.21, 421, 42,100."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _interval(values: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hce_engine.bench.conditions import ThreadUse, Watch, crowded, in_turns, thread_use
+from hce_engine.bench.conditions import ThreadUse, Watch, _core_seconds, crowded, in_turns, thread_use
 
 DATA = bytes(1 << 22)
 
@@ -73,10 +74,16 @@ def test_the_watch_reads_the_machine() -> None:
     watch = Watch()
     zlib.crc32(bytes(1 << 24))
     values = watch.read(1)
-    assert set(values) == {"load", "other_processors", "steal", "crowded"}
+    assert set(values) == {"load", "other_processors", "beside_us", "steal", "crowded"}
     assert len(values["load"]) == 2
-    assert values["other_processors"] >= 0
+    assert values["other_processors"] >= values["beside_us"] >= 0
     assert 0 <= values["steal"] <= 1
+
+
+def test_cores_are_told_apart() -> None:
+    stat = "cpu  300 0 0 900 0 0 0 30 0 0\ncpu0 100 20 30 400 50 6 7 8 0 0\ncpu11 200 0 0 500 0 0 0 22 0 0\nintr 1 2 3\n"
+    tick = os.sysconf("SC_CLK_TCK")
+    assert _core_seconds(stat) == {0: (163 / tick, 8 / tick), 11: (200 / tick, 22 / tick)}
 
 
 def test_others_may_use_what_is_left() -> None:

@@ -14,9 +14,12 @@ from hce_engine.bench import measure as module
 from hce_engine.bench.conditions import ThreadUse
 from hce_engine.bench.measure import measure
 from hce_engine.bench.peers import Peer
-from hce_engine.bench.sample import Sample
+from hce_engine.bench.sample import Sample, random_images
 from hce_engine.errors import UnsupportedError
-from tests.bench.conftest import fake
+from hce_engine.graph import merge
+from hce_engine.preprocess import InputSpec
+from tests.backends.graphs import GraphBuilder
+from tests.bench.conftest import SHAPE, fake
 
 KEYS = {
     "engine", "member", "batch", "threads", "runs", "versions", "isa_held", "skipped", "verified", "check", "build_seconds", "threads_used",
@@ -117,6 +120,17 @@ def test_peers_without_a_switch_for_the_instruction_set_say_so(ensemble: Artifac
     assert rows["hce", "s"]["isa_held"] and not rows["a-fp32", "s"]["isa_held"]
     assert report["claims"] == []  # nobody to compare with
     assert report["isa"] == "portable" and report["isa_limits"] == {"ONEDNN_MAX_CPU_ISA": "SSE41"}
+
+
+def test_float_images_and_no_normalization() -> None:
+    b = GraphBuilder(SHAPE, "f32", seed=5)
+    spec = InputSpec("float32_nchw", SHAPE, (0.0,) * 3, (1.0,) * 3, low=-1.0)
+    artifact = Artifact(merge({"o": b.finish(b.conv("image", 2, stride=(4, 4)))}), spec)
+    sample = random_images(spec)
+    assert sample.images.dtype == np.float32 and -1 <= sample.images.min() < -0.9 and 0.9 < sample.images.max() <= 1
+    _, rows = run(artifact, sample, fake("a-fp32"), batches=(100,))
+    assert list(rows) == [("hce", "o"), ("a-fp32", "o")]
+    assert all(row["verified"] for row in rows.values())
 
 
 def test_more_threads_than_there_are_is_an_error(ensemble: Artifact, noise: Sample) -> None:
