@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <stdexcept>
 
 namespace hce {
@@ -46,15 +47,20 @@ void Program::Add(std::unique_ptr<Step> step) {
 }
 
 void Program::RunStage(size_t stage, Tile& tile, const uint8_t* images, int first, int end,
-                       int64_t* nanoseconds) const {
+                       int64_t* nanoseconds, Barrier* barrier) const {
   const Stage& s = stages_[stage];
   for (; first < end; first += s.images) {
     const int last = first + s.images < end ? first + s.images : end;
-    if (stage > 0) RunStage(stage - 1, tile, images, first, last, nanoseconds);
+    if (stage > 0) RunStage(stage - 1, tile, images, first, last, nanoseconds, barrier);
     tile.images.data = images + first * image_bytes();
     tile.images.count = last - first;
     tile.offset = first;
     for (size_t i = s.begin; i < s.end; ++i) {
+      if (barrier) {
+        if (tile.part.index == 0 || steps_[i]->Splits()) steps_[i]->Run(tile);
+        barrier->Wait();
+        continue;
+      }
       if (!nanoseconds) {
         steps_[i]->Run(tile);
         continue;
@@ -67,8 +73,8 @@ void Program::RunStage(size_t stage, Tile& tile, const uint8_t* images, int firs
   }
 }
 
-void Program::Run(Tile& tile, const uint8_t* images, int count, int64_t* nanoseconds) const {
-  if (!stages_.empty()) RunStage(stages_.size() - 1, tile, images, 0, count, nanoseconds);
+void Program::Run(Tile& tile, const uint8_t* images, int count, int64_t* nanoseconds, Barrier* barrier) const {
+  if (!stages_.empty()) RunStage(stages_.size() - 1, tile, images, 0, count, nanoseconds, barrier);
 }
 
 Executor::Executor(const KernelTable* kernels, int threads) : kernels_(kernels), pool_(threads), arenas_(threads) {}
@@ -95,17 +101,20 @@ bool HoldsNonFinite(const uint8_t* image, int64_t bytes) {
 
 }  // namespace
 
-void Executor::RunTile(const Job& job, const uint8_t* images, int64_t tile_index, int worker, bool poison,
+void Executor::RunTile(const Job& job, const uint8_t* images, int64_t tile_index, const Place& place, bool poison,
                        int64_t* nanoseconds) {
   const Program& program = *job.program;
-  uint8_t* arena = arenas_[worker].data();
-  if (poison) std::memset(arena, 0xff, arenas_[worker].bytes());
+  uint8_t* own = arenas_[place.own].data();
+  if (poison) std::memset(own, 0xff, arenas_[place.own].bytes());
+  if (poison && place.barrier) place.barrier->Wait();  // nobody writes maps into an arena that is still being poisoned
   const int64_t first = tile_index * program.images(), left = job.count - first;
   const int count = static_cast<int>(left < program.images() ? left : program.images());
   Tile tile;
   tile.kernels = kernels_;
-  tile.arena = arena;
-  tile.weights = reinterpret_cast<int8_t*>(arena + program.arena_bytes());
+  tile.arena = arenas_[place.maps].data();
+  tile.scratch = own;
+  tile.part = place.part;
+  tile.weights = reinterpret_cast<int8_t*>(own + program.arena_bytes());
   tile.images = program.image();
   tile.first = job.first + first;
   tile.logits = job.logits.data();
@@ -113,7 +122,7 @@ void Executor::RunTile(const Job& job, const uint8_t* images, int64_t tile_index
   for (int n = 0; n < kTile; ++n)
     tile.non_finite[n] = program.float_images() && n < count &&
                          HoldsNonFinite(images + n * program.image_bytes(), program.image_bytes());
-  program.Run(tile, images, count, nanoseconds);
+  program.Run(tile, images, count, nanoseconds, place.barrier);
 }
 
 void Executor::Reserve(AlignedBuffer& arena, const Program& program) {
@@ -122,6 +131,9 @@ void Executor::Reserve(AlignedBuffer& arena, const Program& program) {
 }
 
 namespace {
+
+// Threads share a tile of at least so many products of registers, about 15 us: each step costs them one wait for each other.
+constexpr int64_t kSharedWork = 120'000;
 
 int64_t Tiles(const Job& job) { return (job.count + job.program->images() - 1) / job.program->images(); }
 
@@ -135,10 +147,28 @@ void Executor::Run(const std::vector<Job>& jobs, const uint8_t* images, bool poi
     for (AlignedBuffer& arena : arenas_) Reserve(arena, *job.program);
     tasks += Tiles(job);
   }
-  pool_.Run(tasks, [&](int64_t task, int worker) {
+  const auto find = [&](int64_t task) {
     const Job* job = jobs.data();
     for (; task >= Tiles(*job); ++job) task -= Tiles(*job);
-    RunTile(*job, images, task, worker, poison, nullptr);
+    return std::pair<const Job*, int64_t>{job, task};
+  };
+  bool shared = tasks > 0;
+  for (const Job& job : jobs) shared = shared && job.program->work() >= kSharedWork;
+  const int team = shared && tasks * 2 <= threads() ? threads() / static_cast<int>(tasks) : 1;
+  if (team == 1) {
+    pool_.Run(tasks, [&](int64_t task, int worker) {
+      const auto [job, tile] = find(task);
+      RunTile(*job, images, tile, {worker, worker, {}, nullptr}, poison, nullptr);
+    });
+    return;
+  }
+  // As many parts as threads at most, so each thread takes one, and all parts of a tile run at the same time.
+  std::deque<Barrier> barriers;
+  for (int64_t task = 0; task < tasks; ++task) barriers.emplace_back(team);
+  pool_.Run(tasks * team, [&](int64_t number, int) {
+    const int own = static_cast<int>(number), part = own % team;
+    const auto [job, tile] = find(number / team);
+    RunTile(*job, images, tile, {own, own - part, {part, team}, &barriers[number / team]}, poison, nullptr);
   });
 }
 
@@ -147,7 +177,7 @@ std::vector<int64_t> Executor::Profile(const Job& job, const uint8_t* images) {
   std::vector<int64_t> nanoseconds(job.program->steps(), 0);
   std::lock_guard<std::mutex> lock(mutex_);
   Reserve(arenas_[0], *job.program);
-  for (int64_t tile = 0; tile < Tiles(job); ++tile) RunTile(job, images, tile, 0, false, nanoseconds.data());
+  for (int64_t tile = 0; tile < Tiles(job); ++tile) RunTile(job, images, tile, {0, 0, {}, nullptr}, false, nanoseconds.data());
   return nanoseconds;
 }
 

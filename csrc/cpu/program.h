@@ -26,9 +26,19 @@ struct MapRef {
 
 enum class WeightStorage { kS3, kS4, kS8 };
 
+// The share of one thread in a step that several threads run together, each on its part of the step's outputs.
+struct Part {
+  int index = 0, count = 1;
+  // This part of `size` things, as even as may be.
+  int64_t Begin(int64_t size) const { return size * index / count; }
+  int64_t End(int64_t size) const { return size * (index + 1) / count; }
+};
+
 struct Tile {  // what a step sees while it runs
   const KernelTable* kernels;
-  uint8_t* arena;
+  uint8_t* arena;  // of the maps; threads that share a tile share it
+  uint8_t* scratch;  // an arena of this thread alone, for maps that hold no more than one step's workspace
+  Part part;
   int8_t* weights;  // room for the unpacked weights of the largest quantized layer
   ImageTile images;            // of the group
   int32_t offset;              // index of the group's first image in the tile
@@ -41,6 +51,8 @@ class Step {
  public:
   virtual ~Step() = default;
   virtual void Run(Tile& tile) const = 0;
+  // Whether Run does tile.part of the work, for parts that run at the same time. If not, one thread runs it whole.
+  virtual bool Splits() const { return false; }
 };
 
 class Program {
@@ -55,11 +67,14 @@ class Program {
   void Check(const char* what, const MapRef& map, int64_t row0, int64_t row1, int64_t column0, int64_t column1,
              int64_t lines) const;
   void NeedWeights(int64_t bytes) { weight_bytes_ = bytes > weight_bytes_ ? bytes : weight_bytes_; }
+  // Says that a step takes so many multiply-accumulates of whole registers, for the choice whether threads share a tile.
+  void AddWork(int64_t products) { work_ += products; }
   // Registers a member output of `classes` logits; returns its index.
   int AddOutput(int classes);
 
   int stage_images() const { return stages_.empty() ? 0 : stages_.back().images; }
   int images() const { return stage_images(); }  // of a tile
+  int64_t work() const { return work_; }
   int64_t arena_bytes() const { return arena_bytes_; }
   int64_t weight_bytes() const { return weight_bytes_; }  // and readable lines behind the last map, for tiles
   int64_t image_bytes() const { return image_.image_bytes; }
@@ -70,7 +85,8 @@ class Program {
   bool float_images() const { return float_images_; }
 
   // Runs one tile of `count` images, the first at `images`. nanoseconds, if given, has one entry per step and is added to.
-  void Run(Tile& tile, const uint8_t* images, int count, int64_t* nanoseconds) const;
+  // barrier: of the threads that run this tile together, each with its part, or none.
+  void Run(Tile& tile, const uint8_t* images, int count, int64_t* nanoseconds, Barrier* barrier) const;
 
  private:
   struct Stage {
@@ -79,13 +95,13 @@ class Program {
   };
 
   // What the first stage.. `stage` do with the images [first, end) of the tile.
-  void RunStage(size_t stage, Tile& tile, const uint8_t* images, int first, int end, int64_t* nanoseconds) const;
+  void RunStage(size_t stage, Tile& tile, const uint8_t* images, int first, int end, int64_t* nanoseconds, Barrier* barrier) const;
 
   const KernelTable* kernels_;
   std::vector<Stage> stages_;
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<int> outputs_;
-  int64_t arena_bytes_, weight_bytes_ = kTile * kLineBytes;
+  int64_t arena_bytes_, weight_bytes_ = kTile * kLineBytes, work_ = 0;
   ImageTile image_;
   bool float_images_;
 };
@@ -103,7 +119,8 @@ class Executor {
  public:
   Executor(const KernelTable* kernels, int threads);
 
-  // All tiles of all jobs as one list of tasks. `images`: of the whole batch. `poison` fills every arena with NaN bytes first
+  // All tiles of all jobs as one list of tasks; where there are fewer tiles than threads, several threads share a tile that is
+  // worth it. `images`: of the whole batch. `poison` fills every arena with NaN bytes first
   // (tests).
   void Run(const std::vector<Job>& jobs, const uint8_t* images, bool poison);
   // One job on the calling thread; returns nanoseconds per step.
@@ -113,7 +130,13 @@ class Executor {
   const KernelTable& kernels() const { return *kernels_; }
 
  private:
-  void RunTile(const Job& job, const uint8_t* images, int64_t tile, int worker, bool poison, int64_t* nanoseconds);
+  // Where a part of a tile runs: the arena of its own, for scratch memory, and the one in which the tile's maps lie.
+  struct Place {
+    int own, maps;
+    Part part;
+    Barrier* barrier;
+  };
+  void RunTile(const Job& job, const uint8_t* images, int64_t tile, const Place& place, bool poison, int64_t* nanoseconds);
 
   void Reserve(AlignedBuffer& arena, const Program& program);
 

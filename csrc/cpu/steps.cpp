@@ -4,6 +4,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "add_step.h"
 
@@ -33,6 +34,66 @@ void CheckBlocks(const ConvShape& s, const std::vector<ConvBlock>& blocks, size_
 ConvGeometry Geometry(const ConvShape& s, const std::vector<ConvBlock>& blocks) {
   return {s.out_h, s.out_w, s.kernel_h, s.kernel_w, s.stride_h, s.stride_w, s.dilation_h, s.dilation_w,
           blocks.data(), static_cast<int32_t>(blocks.size())};
+}
+
+// Multiply-accumulates of whole registers, for Program::AddWork.
+int64_t Products(const ConvShape& s, const std::vector<ConvBlock>& blocks) {
+  int64_t lines = 0;
+  for (const ConvBlock& b : blocks) lines += int64_t{b.lines} * b.count;
+  return lines * s.kernel_h * s.kernel_w * s.out_h * s.out_w;
+}
+
+// Rows [first, end) of a convolution's output.
+template <class Args>
+void TakeRows(int64_t first, int64_t end, Args& a) {
+  ConvGeometry& g = a.geometry;
+  a.x.data += first * g.stride_h * a.x.row;
+  const auto move = [&](auto& view) {
+    if (view.data) view.data += first * view.row;
+  };
+  move(a.y);
+  move(a.residual);
+  if constexpr (std::is_same_v<Args, ConvU8Args>) move(a.y2);
+  g.out_h = static_cast<int32_t>(end - first);
+}
+
+// Output lines from the first-th on, for kernels that take all lines from where their pointers say.
+template <class Args>
+void SkipLines(int64_t first, Args& a) {
+  constexpr int kChannels = std::is_same_v<Args, ConvU8Args> ? 4 : 1;
+  const auto move = [&](auto& view) {
+    if (view.data) view.data += first * kLineBytes;
+  };
+  move(a.y);
+  move(a.residual);
+  a.bias += first * kChannels;
+  if constexpr (kChannels == 4) {
+    move(a.y2);
+    a.multiplier += first * kChannels;
+  }
+}
+
+// Whether `part.count` threads share `strips` more evenly than `blocks`.
+bool StripsAreEven(const Part& part, int64_t strips, int64_t blocks) {
+  const auto longest = [&](int64_t size) { return (size + part.count - 1) / part.count * (strips * blocks / size); };
+  return longest(strips) <= longest(blocks);
+}
+
+// Narrows a convolution to the rows, `multiple` of them at a time, or to the blocks of channels that are `part`'s, whichever
+// share the work more evenly; false if nothing is. Rows, if both do: they share the inputs as well.
+template <class Args>
+bool TakePart(const Part& part, int multiple, Args& a) {
+  if (part.count == 1) return true;
+  ConvGeometry& g = a.geometry;
+  const int64_t strips = (g.out_h + multiple - 1) / multiple;
+  if (StripsAreEven(part, strips, g.block_count)) {
+    TakeRows(part.Begin(strips) * multiple, std::min<int64_t>(part.End(strips) * multiple, g.out_h), a);
+    return g.out_h > 0;
+  }
+  const int64_t first = part.Begin(g.block_count), end = part.End(g.block_count);
+  g.blocks += first;
+  g.block_count = static_cast<int32_t>(end - first);
+  return g.block_count > 0;
 }
 
 // The input view moved to the pixel of tap (0, 0) of output (0, 0).
@@ -106,9 +167,16 @@ void AddDepthwiseU8(Program& program, ConvU8Spec spec, int64_t chunks) {
   Require(int64_t{s.in_lines} * 4 == s.out_channels && spec.offset.empty(), "depthwise: as many output as input lines expected");
   Require(sets * ((s.kernel_w - 1) * int64_t{s.dilation_w} + 1) <= kDepthwiseColumns, "depthwise: a narrower window expected");
   Require(__int128{s.in_lines} * sets * shifts * s.kernel_w * 16 <= chunks * 64, "depthwise: weights for every channel expected");
-  AddStep(program, [spec = std::move(spec), chunks, sets, shifts](Tile& tile) {
-    DepthwiseU8Args a{RunArgs(spec, tile, Unpack(spec, tile, 0, chunks, tile.weights)), spec.shape.in_lines, sets, shifts};
+  program.AddWork(int64_t{s.in_lines} * 4 * sets * s.kernel_w * s.out_h * s.out_w);
+  AddSplitStep(program, [spec = std::move(spec), chunks, sets, shifts](Tile& tile) {
+    const int64_t first = tile.part.Begin(spec.shape.in_lines), end = tile.part.End(spec.shape.in_lines);
+    if (first == end) return;
+    DepthwiseU8Args a{RunArgs(spec, tile, Unpack(spec, tile, 0, chunks, tile.weights)), static_cast<int32_t>(end - first), sets,
+                      shifts};
     a.conv.geometry = Geometry(spec.shape, spec.blocks);
+    a.conv.x.data += first * kLineBytes;
+    a.conv.weight += first * sets * shifts * spec.shape.kernel_w * 16;
+    SkipLines(first, a.conv);
     tile.kernels->depthwise_u8(a);
   });
 }
@@ -119,8 +187,15 @@ void AddDepthwiseF32(Program& program, ConvF32Spec spec) {
               s.stride_h == s.stride_w && s.stride_h <= 2,
           "depthwise: a 3x3 kernel of stride 1 or 2 for every input channel expected");
   Require(spec.weight.size == size_t{9} * s.out_channels, "depthwise: 9 weights per channel expected");
-  AddStep(program, [spec = std::move(spec)](Tile& tile) {
-    tile.kernels->depthwise_f32({RunArgs(spec, tile), spec.shape.out_channels});
+  program.AddWork(int64_t{s.out_channels} * 9 * s.out_h * s.out_w);
+  AddSplitStep(program, [spec = std::move(spec)](Tile& tile) {
+    const int64_t first = tile.part.Begin(spec.shape.out_channels), end = tile.part.End(spec.shape.out_channels);
+    if (first == end) return;
+    DepthwiseF32Args a{RunArgs(spec, tile), static_cast<int32_t>(end - first)};
+    a.conv.x.data += first * kLineBytes;
+    a.conv.weight += first * 9;
+    SkipLines(first, a.conv);
+    tile.kernels->depthwise_f32(a);
   });
 }
 
@@ -150,14 +225,16 @@ void AddAmxStep(Program& program, ConvU8Spec spec, int64_t chunks) {
   std::vector<int32_t> bias_lines(size_t{kTile} * cut.channel_tiles * cut.channels_per_tile, 0);
   for (size_t c = 0; c < spec.bias.size(); ++c)
     for (int n = 0; n < kTile; ++n) bias_lines[c * kTile + n] = spec.bias[c];
-  AddStep(program, [spec = std::move(spec), chunks, runs, offsets = std::move(offsets),
-                    bias_lines = std::move(bias_lines)](Tile& tile) {
+  program.AddWork(int64_t{s.out_channels} * s.kernel_h * s.kernel_w * s.in_lines * s.out_h * s.out_w / 4);
+  AddSplitStep(program, [spec = std::move(spec), chunks, runs, offsets = std::move(offsets),
+                         bias_lines = std::move(bias_lines)](Tile& tile) {
     const AmxCut& c = *spec.amx;
     ConvU8AmxArgs a{RunArgs(spec, tile, Unpack(spec, tile, 0, chunks, tile.weights)), spec.shape.out_channels, c.channels_per_tile,
                     c.channel_tiles, c.rows, static_cast<int32_t>(runs), c.tiles_per_run, offsets.data(), bias_lines.data(),
-                    reinterpret_cast<int32_t*>(tile.arena + c.sums.offset)};
+                    reinterpret_cast<int32_t*>(tile.scratch + c.sums.offset)};
     a.conv.geometry = Geometry(spec.shape, spec.blocks);
-    tile.kernels->conv_u8_amx(a);
+    TakeRows(tile.part.Begin(spec.shape.out_h), tile.part.End(spec.shape.out_h), a.conv);
+    if (a.conv.geometry.out_h > 0) tile.kernels->conv_u8_amx(a);
   });
 }
 
@@ -182,16 +259,24 @@ void AddWinogradU8Step(Program& program, ConvU8Spec spec, int64_t chunks) {
   // The transformed weights of all blocks, and behind them room for one block before its transform.
   const int64_t block_bytes = int64_t{kFrequencies} * plan.entries * 16;
   program.NeedWeights(blocks * block_bytes + block_chunks * 64);
-  AddStep(program, [spec = std::move(spec), blocks, block_chunks, block_bytes](Tile& tile) {
+  program.AddWork(blocks * 4 * 9 * s.in_lines * s.out_h * s.out_w / 2);
+  AddSplitStep(program, [spec = std::move(spec), blocks, block_chunks, block_bytes](Tile& tile) {
     const WinogradU8Plan& p = *spec.winograd;
-    for (int64_t b = 0; b < blocks; ++b)
+    // Parts are blocks where these are even, since weights are then transformed once.
+    const bool rows = blocks % tile.part.count != 0 && StripsAreEven(tile.part, spec.shape.out_h, blocks);
+    const int64_t first = rows ? 0 : tile.part.Begin(blocks), end = rows ? blocks : tile.part.End(blocks);
+    WinogradU8Args a{RunArgs(spec, tile, tile.weights + first * block_bytes), spec.shape.in_lines, p.entries,
+                     static_cast<int32_t>(4 * (end - first)), p.qmax, p.constants.data() + 16 * first, {},
+                     tile.scratch + p.scratch.offset};
+    a.conv.geometry = Geometry(spec.shape, spec.blocks);
+    SkipLines(first, a.conv);
+    if (rows) TakeRows(tile.part.Begin(spec.shape.out_h), tile.part.End(spec.shape.out_h), a.conv);
+    if (a.out_channels == 0 || a.conv.geometry.out_h == 0) return;
+    for (int64_t b = first; b < end; ++b)
       tile.kernels->winograd_u8_weights(
           Unpack(spec, tile, b * block_chunks, block_chunks, tile.weights + blocks * block_bytes),
           tile.weights + b * block_bytes, p.entries);
-    WinogradU8Args a{RunArgs(spec, tile, tile.weights), spec.shape.in_lines, p.entries, spec.shape.out_channels, p.qmax,
-                     p.constants.data(), {}, tile.arena + p.scratch.offset};
     std::copy(p.pair_sums.begin(), p.pair_sums.end(), a.pair_sums);
-    a.conv.geometry = Geometry(spec.shape, spec.blocks);
     tile.kernels->winograd_u8(a);
   });
 }
@@ -235,10 +320,11 @@ void AddConvU8(Program& program, ConvU8Spec spec) {
   for (const ConvBlock& b : spec.blocks)
     Require((b.count == 4 || b.count == program.kernels().channels_u8) && b.channel % 4 == 0,
             "quantized convolution: blocks of 4 channels, or as many as this instruction set's kernel takes, expected");
-  AddStep(program, [spec = std::move(spec), chunks](Tile& tile) {
+  program.AddWork(Products(spec.shape, spec.blocks));
+  AddSplitStep(program, [spec = std::move(spec), chunks](Tile& tile) {
     ConvU8Args a = RunArgs(spec, tile, Unpack(spec, tile, 0, chunks, tile.weights));
     a.geometry = Geometry(spec.shape, spec.blocks);
-    tile.kernels->conv_u8(a);
+    if (TakePart(tile.part, 1, a)) tile.kernels->conv_u8(a);
   });
 }
 
@@ -255,8 +341,10 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
     for (const ConvBlock& b : spec.blocks)
       Require(b.count <= program.kernels().channels_f32, "convolution: a block wider than this instruction set's kernel");
     CheckBlocks(s, spec.blocks, spec.weight.size, 1);
-    AddStep(program, [spec = std::move(spec)](Tile& tile) {
-      tile.kernels->conv_f32(RunArgs(spec, tile));
+    program.AddWork(Products(s, spec.blocks));
+    AddSplitStep(program, [spec = std::move(spec)](Tile& tile) {
+      ConvF32Args a = RunArgs(spec, tile);
+      if (TakePart(tile.part, 1, a)) tile.kernels->conv_f32(a);
     });
     return;
   }
@@ -275,9 +363,11 @@ void AddConvF32(Program& program, ConvF32Spec spec) {
   }
   Require(channel == s.out_channels, "winograd: blocks that cover all output channels expected");
   program.Check("winograd scratch", spec.scratch, 0, 1, 0, 1, WinogradScratchLines(s.in_lines));
-  AddStep(program, [spec = std::move(spec)](Tile& tile) {
-    tile.kernels->winograd_f32(
-        {RunArgs(spec, tile), spec.shape.in_lines, reinterpret_cast<float*>(tile.arena + spec.scratch.offset)});
+  program.AddWork(Products(s, spec.blocks) / 3);
+  AddSplitStep(program, [spec = std::move(spec)](Tile& tile) {
+    ConvF32Args a = RunArgs(spec, tile);
+    if (TakePart(tile.part, 4, a))
+      tile.kernels->winograd_f32({a, spec.shape.in_lines, reinterpret_cast<float*>(tile.scratch + spec.scratch.offset)});
   });
 }
 

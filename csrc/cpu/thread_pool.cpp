@@ -10,6 +10,8 @@
 namespace hce {
 namespace {
 
+constexpr int kSpins = 2000;
+
 // Results must not depend on the caller's rounding or denormal mode, and the caller's mode must not change.
 class DefaultFloatMode {
  public:
@@ -23,6 +25,27 @@ class DefaultFloatMode {
 };
 
 }  // namespace
+
+void Pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+void Barrier::Wait() {
+  const uint32_t round = round_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+    if (spins < kSpins)
+      Pause();
+    else
+      std::this_thread::yield();
+  }
+}
 
 ThreadPool::ThreadPool(int threads) : owner_pid_(getpid()) {
   try {
@@ -56,8 +79,10 @@ void ThreadPool::TakeTasks(int index) {
 
 void ThreadPool::Worker(int index) {
   uint64_t seen = 0;
-  std::unique_lock<std::mutex> lock(threads_->mutex);
+  std::unique_lock<std::mutex> lock(threads_->mutex, std::defer_lock);
   for (;;) {
+    for (int i = 0; i < kSpins && generation_.load(std::memory_order_acquire) == seen && !stop_; ++i) Pause();
+    lock.lock();
     threads_->start.wait(lock, [&] { return stop_ || generation_ != seen; });
     if (stop_) return;
     seen = generation_;
@@ -65,6 +90,7 @@ void ThreadPool::Worker(int index) {
     TakeTasks(index);
     lock.lock();
     if (--busy_ == 0) threads_->done.notify_one();
+    lock.unlock();
   }
 }
 
@@ -88,6 +114,7 @@ void ThreadPool::Run(int64_t tasks, const std::function<void(int64_t, int)>& wor
   if (!alone) threads_->start.notify_all();
   TakeTasks(0);
   if (!alone) {
+    for (int i = 0; i < kSpins && busy_.load(std::memory_order_acquire) != 0; ++i) Pause();
     std::unique_lock<std::mutex> lock(threads_->mutex);
     threads_->done.wait(lock, [&] { return busy_ == 0; });
   }

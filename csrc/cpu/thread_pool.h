@@ -1,4 +1,7 @@
 // A small pool: the caller and `threads - 1` workers take tasks 0, 1, 2, ... until none is left.
+//
+// To wake a sleeping thread takes longer than a small network does. So whoever waits looks for what it waits for a while
+// (kSpins pauses, some tens of microseconds) before it sleeps: a caller that runs batch after batch finds its workers awake.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -10,6 +13,22 @@
 #include <vector>
 
 namespace hce {
+
+// One turn of looking at an atomic again and again: lets the core's other thread work, and says so to the processor.
+void Pause();
+
+// Where `count` threads wait for each other, as often as they like. They spin, since they are about equally far; a thread that
+// waits long gives its core away, in case the one it waits for needs it.
+class Barrier {
+ public:
+  explicit Barrier(int count) : count_(count) {}
+  void Wait();
+
+ private:
+  const int count_;
+  std::atomic<int> arrived_{0};
+  std::atomic<uint32_t> round_{0};
+};
 
 class ThreadPool {
  public:
@@ -44,9 +63,9 @@ class ThreadPool {
   const std::function<void(int64_t, int)>* work_ = nullptr;
   std::atomic<int64_t> next_{0};
   int64_t tasks_ = 0;
-  uint64_t generation_ = 0;
-  int busy_ = 0;
-  bool stop_ = false;
+  std::atomic<uint64_t> generation_{0};  // changed under the mutex, as are busy_ and stop_
+  std::atomic<int> busy_{0};
+  std::atomic<bool> stop_{false};
   int64_t owner_pid_;
 };
 

@@ -205,7 +205,7 @@ void WinogradTiles(const WinogradArgs& a, int n, int columns, int lane) {
     }
     if (single) {
       const int count = g.blocks[0].count;
-      const float* u = a.conv.weight + int64_t{c} * count;
+      const float* u = a.conv.weight + g.blocks[0].weight + int64_t{c} * count;
       WinogradMultiplyBlock<S, T>(count, {v, u, int64_t{a.channels} * count, m, end - c, chunk, c == 0});
     }
   }
