@@ -55,8 +55,8 @@ class Spans {
   }
 
   // A step that moves lanes of x to y. Lanes of group g are those of group 0, `group_lanes` further each.
-  void AddStep(Program& program, const MapRef& x, const MapRef& y, std::vector<uint32_t> pattern, int groups, int group_images,
-               int group_lanes) {
+  void AddStep(Program& program, const MapRef& x, const MapRef& y, std::vector<uint32_t> pattern, int groups,
+               int group_images, int group_lanes) {
     std::vector<int32_t> orders(orders_.size() * groups * kTile, -1);
     for (size_t k = 0; k < orders_.size(); ++k)
       for (int g = 0; g < groups; ++g)
@@ -66,10 +66,11 @@ class Spans {
     for (const Span& s : spans_)
       spans.push_back({s.to, s.from, s.order < 0 ? nullptr : orders.data() + s.order * groups * kTile, s.pixels, s.keep});
     // The orders move into the step as a whole, so that the spans' pointers to them stay.
-    hce::AddStep(program, [=, spans = std::move(spans), orders = std::move(orders), pattern = std::move(pattern)](Tile& tile) {
+    hce::AddStep(program, [=, spans = std::move(spans), orders = std::move(orders),
+                           pattern = std::move(pattern)](Tile& tile) {
       const int32_t group = tile.offset / group_images % groups;
-      tile.kernels->move_lanes({tile.arena + x.offset, tile.arena + y.offset, static_cast<int32_t>(pattern.size()), pattern.data(),
-                                spans.data(), static_cast<int64_t>(spans.size()), group, group > 0});
+      tile.kernels->move_lanes({tile.arena + x.offset, tile.arena + y.offset, static_cast<int32_t>(pattern.size()),
+                                pattern.data(), spans.data(), static_cast<int64_t>(spans.size()), group, group > 0});
     });
   }
 
@@ -166,7 +167,8 @@ void AddHalo(Program& program, HaloSpec spec) {
   program.Check("halo", spec.y, -int64_t{spec.top}, int64_t{g.h} + spec.bottom, -int64_t{spec.left}, int64_t{g.w} + spec.right,
                 static_cast<int64_t>(spec.pattern.size()));
   std::vector<AxisSource> columns;
-  for (int64_t c = -int64_t{spec.left}; c < int64_t{g.w} + spec.right; ++c) columns.push_back(OnAxis(c, g.w, g.columns, g.w, spec.w));
+  for (int64_t c = -int64_t{spec.left}; c < int64_t{g.w} + spec.right; ++c)
+    columns.push_back(OnAxis(c, g.w, g.columns, g.w, spec.w));
   const auto full = [](const AxisSource& source, int blocks) { return source.pixel[0] >= 0 && source.pixel[blocks - 1] >= 0; };
   Spans spans(spec.y.pixel);
   for (int64_t r = -int64_t{spec.top}; r < int64_t{g.h} + spec.bottom; ++r) {
