@@ -55,8 +55,8 @@ class Spans {
   }
 
   // A step that moves lanes of x to y. Lanes of group g are those of group 0, `group_lanes` further each.
-  void AddStep(Program& program, const MapRef& x, const MapRef& y, std::vector<uint32_t> pattern, int groups, int group_images,
-               int group_lanes) {
+  void AddStep(Program& program, const MapRef& x, const MapRef& y, std::vector<uint32_t> pattern, int groups,
+               int group_images, int group_lanes) {
     std::vector<int32_t> orders(orders_.size() * groups * kTile, -1);
     for (size_t k = 0; k < orders_.size(); ++k)
       for (int g = 0; g < groups; ++g)
@@ -172,7 +172,8 @@ void AddHalo(Program& program, HaloSpec spec) {
   program.Check("halo", spec.y, -int64_t{spec.top}, int64_t{g.h} + spec.bottom, -int64_t{spec.left}, int64_t{g.w} + spec.right,
                 static_cast<int64_t>(spec.pattern.size()));
   std::vector<AxisSource> columns;
-  for (int64_t c = -int64_t{spec.left}; c < int64_t{g.w} + spec.right; ++c) columns.push_back(OnAxis(c, g.w, g.columns, g.w, spec.w));
+  for (int64_t c = -int64_t{spec.left}; c < int64_t{g.w} + spec.right; ++c)
+    columns.push_back(OnAxis(c, g.w, g.columns, g.w, spec.w));
   const auto full = [](const AxisSource& source, int blocks) { return source.pixel[0] >= 0 && source.pixel[blocks - 1] >= 0; };
   Spans spans(spec.y.pixel);
   for (int64_t r = -int64_t{spec.top}; r < int64_t{g.h} + spec.bottom; ++r) {

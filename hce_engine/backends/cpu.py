@@ -119,6 +119,11 @@ class CpuBackend:
                 self._programs[group, images] = plan, program
             return self._programs[group, images]
 
+    def _job(self, group: int, size: int, outputs: Mapping[str, np.ndarray], first: int, count: int) -> tuple[Plan, Any]:
+        """(plan, job of the executor) that runs images [first, first + count) of a batch in tiles of ``size``."""
+        plan, program = self._program(group, size)
+        return plan, (program, [outputs[name] for name in plan.members], first, count)
+
     def run(
         self, images: np.ndarray, *, names: Sequence[str] | None = None, concurrent: bool = True
     ) -> dict[str, np.ndarray]:
@@ -134,10 +139,9 @@ class CpuBackend:
             plan, _ = self._program(index, SIZES[-1])
             if names is not None and not set(names) & set(plan.members):
                 continue
-            logits = [np.empty((len(images), self.classes[name]), np.float32) for name in plan.members]
-            outputs.update(zip(plan.members, logits, strict=True))
+            outputs.update({m.name: np.empty((len(images), self.classes[m.name]), np.float32) for m in self._groups[index].members})
             times = dict(plan.times)
-            batches.append([(times[size], (self._program(index, size)[1], logits, first, count))
+            batches.append([(times[size], self._job(index, size, outputs, first, count)[1])
                             for size, first, count in tiles(len(images), self.threads, plan.times)])
         if concurrent:
             batches = [[job for batch in batches for job in batch]]
@@ -162,11 +166,11 @@ class CpuBackend:
         result = {}
         for index in range(len(self._groups)):
             members = self._program(index, SIZES[-1])[0].members
-            outputs = [np.empty((len(images), self.classes[name]), np.float32) for name in members]
+            outputs = {name: np.empty((len(images), self.classes[name]), np.float32) for name in members}
             rows: list[tuple[Step, float]] = []
             for size, first, count in tiles(len(images), 1, self._program(index, SIZES[-1])[0].times):
-                plan, program = self._program(index, size)
-                nanoseconds = self.executor.profile((program, outputs, first, count), images)
+                plan, job = self._job(index, size, outputs, first, count)
+                nanoseconds = self.executor.profile(job, images)
                 rows += [(s, ns * 1e-9) for s, ns in zip(plan.steps, nanoseconds, strict=True)]
             result["+".join(members)] = rows
         return result

@@ -132,7 +132,7 @@ def test_maps_whose_padding_differs_do_not_share_a_halo() -> None:
 def test_stages_give_the_same_bytes(isa: str) -> None:
     """Caches of any size: groups join one or several times, with maps of any age, in full and in partly filled tiles."""
     several = 0
-    for seed in range(45):
+    for seed in (*range(36), 1006, 1041):  # the last two: members whose logits leave in another order than they were named
         case = RandomGraph(seed)
         images = case.images(37)
         want = run_in_tiles(case.graph, isa, images, 16)
@@ -209,8 +209,9 @@ def test_programs_of_small_tiles_are_built_once_by_whoever_needs_them() -> None:
         worker.join()
     assert not wrong
     assert backend.plans[0].images == 16 and len(backend.plans) > 1
-    packed = [[s.arguments["packed"] for s in p.steps if "packed" in s.arguments] for p in backend.plans]
-    assert all(a is b for plan in packed[1:] for a, b in zip(plan, packed[0], strict=True))  # one copy of the weights
+    layers = [[s for s in p.steps if "packed" in s.arguments] for p in backend.plans]
+    pairs = [(a, b) for plan in layers[1:] for a, b in zip(plan, layers[0], strict=True) if a.kernel == b.kernel]
+    assert len(pairs) > 3 and all(a.arguments["packed"] is b.arguments["packed"] for a, b in pairs)  # one copy of the weights
 
 
 def test_steps_of_lanes_are_refused_where_they_do_not_fit() -> None:

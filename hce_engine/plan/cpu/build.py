@@ -53,5 +53,6 @@ def build_plan(
     steps = sorted(_with_halos(lowering.steps), key=lambda step: step.images)
     arena = memory.place(steps)
     assert arena % LINE_BYTES == 0
-    return Plan(isa, tuple(m.name for m in graph.members), max(step.images for step in steps), tuple(steps), arena,
+    members = tuple(lowering.stores[id(step)] for step in steps if id(step) in lowering.stores)
+    return Plan(isa, members, max(step.images for step in steps), tuple(steps), arena,
                 lowering.stages.reason, lowering.stages.times)
