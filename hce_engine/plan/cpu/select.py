@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from .winograd_codes import WinogradCodes
 
-# Cost of one operation of the (input, output) transform against one multiply-accumulate of the direct kernel, memory
-# traffic included, for decisions as the measurement's: the transforms of wide vectors wait for the caches.
-WINOGRAD_TRANSFORM_COST = {"amx": (1.4, 2.0), "avx512vnni": (1.4, 2.0), "avx2": (1.1, 2.2), "portable": (1.0, 1.7)}
+# Cost of one product and of one operation of the input and output transforms of Winograd, against one multiply-accumulate of
+# the direct kernel, memory traffic included. Fitted to measured ratios; decides but one measured layer as they do (0.96x).
+WINOGRAD_COST = {"amx": (1.24, 1.3, 1.8), "avx512vnni": (1.24, 1.3, 1.8), "avx2": (1.1, 1.0, 2.0), "portable": (1.28, 0.6, 1.2)}
 # Integer F(4, 3), in dot products of the direct kernel (benchmarks/conv_algorithms_u8.py): one of its products, then the transforms
 # of a tile of four pixels per unit and per output channel. Sums that pass through int16 are widened sooner.
 WINOGRAD_U8_COST = {"avx512vnni": (1.0, 28.0, 21.0), "avx2": (1.45, 5.0, 5.0), "portable": (1.0, 1.0, 1.0)}
@@ -39,10 +39,11 @@ class ConvChoice:
     reason: str
 
 
-def winograd_cost(c: int, oc: int, out_h: int, out_w: int, transform: tuple[float, float]) -> tuple[float, float]:
+def winograd_cost(c: int, oc: int, out_h: int, out_w: int, cost: tuple[float, float, float]) -> tuple[float, float]:
     """(Winograd, direct) cost of a 3x3 layer in multiply-accumulates per image, partly filled tiles included."""
     tiles = -(-out_h // 4) * -(-out_w // 4)
-    return tiles * (36 * c * oc + transform[0] * 144 * c + transform[1] * 100 * oc), 9.0 * c * oc * out_h * out_w
+    product, inputs, outputs = cost
+    return tiles * (product * 36 * c * oc + inputs * 144 * c + outputs * 100 * oc), 9.0 * c * oc * out_h * out_w
 
 
 def select_conv_f32(
@@ -53,7 +54,7 @@ def select_conv_f32(
     oc, c, kh, kw = weight_shape
     if (kh, kw) != (3, 3) or tuple(stride) != (1, 1) or tuple(dilation) != (1, 1) or groups != 1:
         return ConvChoice(False, "direct: Winograd serves 3x3 kernels of stride 1 without groups")
-    winograd, direct = winograd_cost(c, oc, out_h, out_w, WINOGRAD_TRANSFORM_COST[isa])
+    winograd, direct = winograd_cost(c, oc, out_h, out_w, WINOGRAD_COST[isa])
     ratio = direct / winograd
     if ratio <= 1:
         return ConvChoice(False, f"direct: Winograd predicted at {ratio:.2f}x")
