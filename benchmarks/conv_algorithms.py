@@ -56,7 +56,7 @@ def seconds(graph: Graph, isa: str, repeats: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, (program, index) in runs.items():
-            times[name].append(executor.profile(program, images, [output])[index] * 1e-9)
+            times[name].append(executor.profile((program, [output], 0, len(images)), images)[index] * 1e-9)
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
