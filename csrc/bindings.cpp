@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/cpu_features.h"
+#include "cpu/peaks.h"
 #include "cpu/steps.h"
 
 namespace py = pybind11;
@@ -75,6 +76,19 @@ const KernelTable* Kernels(const std::string& isa) {
   return kernels;
 }
 
+const PeakLoops& Peaks(const std::string& isa) {
+  Kernels(isa);
+  return *PeakLoopsFor(isa);
+}
+
+const PeakLoop& Loop(const std::string& isa, const std::string& kind) {
+  const PeakLoops& loops = Peaks(isa);
+  if (kind == "f32") return loops.f32;
+  if (kind == "u8") return loops.u8;
+  if (kind == "u4") return loops.u4;
+  throw std::invalid_argument("peaks: f32, u8 or u4 expected, got " + kind);
+}
+
 PoolKind ToPoolKind(const std::string& kind) {
   if (kind == "max_f32") return PoolKind::kMaxF32;
   if (kind == "max_u8") return PoolKind::kMaxU8;
@@ -130,6 +144,28 @@ PYBIND11_MODULE(_C, m) {
         "Largest block of output channels of the Winograd kernel.");
   m.def("winograd_scratch_lines", &WinogradScratchLines, py::arg("channels"),
         "Lines of scratch of a Winograd convolution of that many input channels.");
+  m.attr("PEAK_BLOCK") = kPeakBlock;
+  m.def("clock_seconds", &ClockSeconds, "What reading the clock costs, which every timed step contains once.");
+  m.def("peak_instructions", [](const std::string& isa, const std::string& kind) { return Loop(isa, kind).instructions; },
+        py::arg("isa"), py::arg("kind"), "The instructions of one step of a peak loop; kind: f32, u8 or u4.");
+  m.def("measure_macs",
+        [](const std::string& isa, const std::string& kind, int threads, double seconds, int repeats) {
+          const PeakLoop& loop = Loop(isa, kind);
+          py::gil_scoped_release release;
+          return MeasureMacs(loop, {threads, seconds, repeats});
+        },
+        py::arg("isa"), py::arg("kind"), py::kw_only(), py::arg("threads"), py::arg("seconds"), py::arg("repeats"),
+        "Multiply-accumulates per second of all threads together, one value per run.");
+  m.def("measure_bandwidth",
+        [](const std::string& isa, const std::string& pattern, int64_t bytes, int threads, double seconds, int repeats) {
+          const PeakLoops& loops = Peaks(isa);
+          if (pattern != "read" && pattern != "triad")
+            throw std::invalid_argument("peaks: read or triad expected, got " + pattern);
+          py::gil_scoped_release release;
+          return (pattern == "read" ? MeasureRead : MeasureTriad)(loops, bytes, {threads, seconds, repeats});
+        },
+        py::arg("isa"), py::arg("pattern"), py::arg("bytes"), py::kw_only(), py::arg("threads"), py::arg("seconds"),
+        py::arg("repeats"), "Bytes per second of all threads together, one value per run; bytes: of each array of each thread.");
   m.attr("TILE") = kTile;
   m.attr("DENSE_BLOCK") = kDenseBlock;
   m.attr("DEPTHWISE_COLUMNS") = kDepthwiseColumns;

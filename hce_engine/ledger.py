@@ -76,9 +76,14 @@ def stored_bytes(node: Node) -> int:
     return total
 
 
+def is_layer(node: Node) -> bool:
+    """Whether the node is a convolution or a linear layer, float or quantized."""
+    return node.op in _LAYERS
+
+
 def node_macs(node: Node) -> int:
     """Multiply-accumulates of one node for one image; 0 for all but convolutions and linear layers."""
-    if node.op not in _LAYERS:
+    if not is_layer(node):
         return 0
     return node.spec.elements * prod(node.params["weight"].shape[1:])
 

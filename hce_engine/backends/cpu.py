@@ -13,6 +13,7 @@ from ..errors import UnsupportedError
 from ..graph import Graph
 from ..plan import components
 from ..plan.cpu import SIZES, Plan, Step, build_plan, tiles
+from ..plan.cpu.select import ALGORITHMS
 from ..threads import available_memory
 
 # Map arguments that a step may leave out.
@@ -72,15 +73,21 @@ class CpuBackend:
     Members that share nodes are a group and run as one program. The program of full tiles is built at once, those of smaller
     tiles when a batch first needs them; all of a group share their weights.
 
+    algorithm: how convolutions are computed, of :data:`select.ALGORITHMS`; codes are the same, floats inside the same bounds.
     ``run`` is safe to call from several Python threads; calls take turns, each using all threads of the pool.
     Raises UnsupportedError for what this machine has not: the instruction set, memory for the maps, so many threads.
     """
 
-    def __init__(self, graph: Graph, *, isa: str | None = None, threads: int = 1, poison: bool = False) -> None:
+    def __init__(self, graph: Graph, *, isa: str | None = None, threads: int = 1, poison: bool = False,
+                 algorithm: str = "planned") -> None:
         self.isa = _native.choose_isa(isa)
         self.graph = graph
         self.threads = threads
         self.poison = poison
+        if algorithm not in ALGORITHMS:
+            raise UnsupportedError("cpu back end", expected="an algorithm of " + ", ".join(ALGORITHMS), got=repr(algorithm),
+                                   fix="name one of them")
+        self.algorithm = algorithm
         self.classes = {m.name: graph[m.output].spec.shape[0] for m in graph.members}
         self._groups = components(graph)
         self._weights: list[dict[Any, Any]] = [{} for _ in self._groups]
@@ -110,7 +117,7 @@ class CpuBackend:
         with self._building:
             if (group, images) not in self._programs:
                 spec = self.graph.input.spec
-                plan = build_plan(self._groups[group], self.isa, images=images, packed=self._weights[group])
+                plan = build_plan(self._groups[group], self.isa, *ALGORITHMS[self.algorithm], images=images, packed=self._weights[group])
                 _check_memory(plan, self.threads)
                 try:
                     program = compile_plan(plan, spec.shape, spec.dtype == "f32")
@@ -158,19 +165,23 @@ class CpuBackend:
                                    fix="make the engine after the fork") from None
         return outputs
 
-    def profile(self, images: np.ndarray) -> Mapping[str, list[tuple[Step, float]]]:
-        """Seconds per step over the batch on one thread, per group of members ("q+s" if they share a trunk).
+    def profile(self, images: np.ndarray, repeats: int = 1) -> Mapping[str, list[tuple[Step, float, int]]]:
+        """Seconds per step over the batch on one thread, and of how many images, per group of members ("q+s" if they share a trunk).
 
-        A batch that runs in tiles of several sizes has the steps of each, one size after the other.
+        A batch that runs in tiles of several sizes has the steps of each, one size after the other. Medians of ``repeats`` runs,
+        without what reading the clock costs; with more than one, another run goes before them.
         """
         result = {}
+        clock = _native.extension().clock_seconds()
         for index in range(len(self._groups)):
             members = self._program(index, SIZES[-1])[0].members
             outputs = {name: np.empty((len(images), self.classes[name]), np.float32) for name in members}
-            rows: list[tuple[Step, float]] = []
+            rows: list[tuple[Step, float, int]] = []
             for size, first, count in tiles(len(images), 1, self._program(index, SIZES[-1])[0].times):
                 plan, job = self._job(index, size, outputs, first, count)
-                nanoseconds = self.executor.profile(job, images)
-                rows += [(s, ns * 1e-9) for s, ns in zip(plan.steps, nanoseconds, strict=True)]
+                runs = [self.executor.profile(job, images) for _ in range(repeats + (repeats > 1))][-repeats:]
+                seconds = np.median(np.array(runs) * 1e-9, axis=0)
+                rows += [(s, max(float(t) - s.calls(count, plan.images) * clock, 0.0), count)
+                         for s, t in zip(plan.steps, seconds, strict=True)]
             result["+".join(members)] = rows
         return result

@@ -24,7 +24,7 @@ from ..errors import HceError
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 TERMINATED = 143  # the same for a program that was asked to end
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-COMMANDS = ("doctor", "quickstart", "train", "matrix", "report", "build", "info", "run", "eval", "bench")
+COMMANDS = ("doctor", "quickstart", "train", "matrix", "report", "build", "info", "run", "eval", "bench", "audit")
 
 
 class _Commands(click.Group):

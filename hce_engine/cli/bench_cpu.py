@@ -38,7 +38,7 @@ def compare(
     from ..bench.sample import from_data, random_images
     from ..threads import available_threads
 
-    peers = _peers(peer_names)
+    peers = named_peers(peer_names)
     loaded = artifact.load(model)
     known = [m.name for m in loaded.graph.members]
     wrong = [name for name in members or () if name not in known]
@@ -53,7 +53,7 @@ def compare(
     return int(any(row["check"] and not row["verified"] for row in report["rows"]))
 
 
-def _peers(names: str) -> list[Peer]:
+def named_peers(names: str) -> list[Peer]:
     from ..bench.peers import PEERS
 
     wanted = list(PEERS) if names == "all" else [] if names == "none" else list(dict.fromkeys(n.strip() for n in names.split(",")))

@@ -4,36 +4,64 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .options import common
-from .output import show_table, write_json
+from .output import amount, show_table, write_json
 
 _LIBRARIES = ("torch", "triton", "numpy", "safetensors", "pillow", "click", "rich")
+_BYTES = (" B", " kB", " MB", " GB")
 _UNSUPPORTED = 3
 
 
 @click.command()
+@click.option("--peaks", is_flag=True, help="Also measure what the processor does at best; a few seconds, on an idle machine.")
 @common
-def command(json_path: Path | None, device: str) -> int:
+def command(peaks: bool, json_path: Path | None, device: str) -> int:
     """Show what this machine has and which kernels will be used.
 
     Ends with exit code 3 if the chosen --device cannot run here.
 
     \b
-    Example:
+    Examples:
       hce doctor --json doctor.json
+      hce doctor --peaks
     """
     facts = _facts(device)
     quiet = str(json_path) == "-"
     rows = [(key.replace("_", " "), _shown(value)) for key, value in facts.items() if key != "libraries"]
     rows += [(name, version or "not installed") for name, version in facts["libraries"].items()]
     show_table("This machine", ("what", "found"), rows, quiet)
+    if peaks:
+        facts["peaks"] = measured_peaks()
+        show_peaks(facts["peaks"], quiet)
     write_json(json_path, "doctor", facts)
     return 0 if facts["usable"] else _UNSUPPORTED
+
+
+def measured_peaks(isa: str | None = None, threads: Sequence[int] = ()) -> list[dict[str, Any]]:
+    """Peaks of an instruction set (the best one here) for each count of threads: one, and all, unless others are given."""
+    from ..peaks import measure_peaks
+    from ..threads import available_threads
+
+    return [measure_peaks(isa, count).as_dict() for count in threads or sorted({1, available_threads()})]
+
+
+def show_peaks(peaks: Sequence[dict[str, Any]], quiet: bool = False) -> None:
+    """One column per count of threads."""
+    first = peaks[0]
+    rows = [
+        (f"{kind}, GMAC/s ({first['instructions'][kind]})", *(f"{p['macs'][kind] / 1e9:.1f}" for p in peaks)) for kind in first["macs"]
+    ]
+    for pattern in ("read", "triad"):
+        for place, size in first["array_bytes"].items():
+            label = f"{pattern}, {place}, GB/s ({amount(size, _BYTES)} per thread)"
+            rows.append((label, *(f"{p[pattern][place] / 1e9:.1f}" for p in peaks)))
+    show_table(f"Measured peaks of {first['isa']}", ("peak", *(f"threads: {p['threads']}" for p in peaks)), rows, quiet)
 
 
 def _facts(device: str) -> dict[str, Any]:

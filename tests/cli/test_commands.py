@@ -79,6 +79,15 @@ def test_doctor_names_the_kernels(run_hce: Callable) -> None:
     assert run_hce("doctor", "--device", "cuda").code == 3
 
 
+def test_doctor_measures_peaks_on_request(run_hce: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("hce_engine.threads.available_threads", lambda: 1)
+    result = run_hce("doctor", "--peaks", "--json", tmp_path / "doctor.json")
+    assert result.code == 0, result.err
+    assert "Measured peaks" in result.out and "triad, memory" in result.out
+    peaks = json.loads((tmp_path / "doctor.json").read_text())["peaks"]
+    assert [p["threads"] for p in peaks] == [1]
+
+
 def test_eval_counts_right_answers(run_hce: Callable, model: Path, labelled: Path, tmp_path: Path) -> None:
     result = run_hce("eval", model, "--data", labelled, "--batch", 16, "--json", tmp_path / "eval.json")
     assert result.code == 0, result.err

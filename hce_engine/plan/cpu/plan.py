@@ -102,6 +102,11 @@ class Step:
     executed_macs: int = 0
     images: int = LANES
 
+    def calls(self, count: int, tile: int) -> int:
+        """How often the step runs for ``count`` images in tiles of ``tile``: once per group of each tile."""
+        whole, rest = divmod(count, tile)
+        return whole * -(-tile // self.images) + -(-rest // self.images)
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -7,7 +7,7 @@ the figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .winograd_codes import WinogradCodes
@@ -59,6 +59,11 @@ def select_conv_f32(
     if ratio <= 1:
         return ConvChoice(False, f"direct: Winograd predicted at {ratio:.2f}x")
     return ConvChoice(True, f"Winograd F(4x4,3x3): predicted {ratio:.2f}x direct")
+
+
+def direct_conv_f32(isa: str, weight_shape: tuple[int, ...], *_: object) -> ConvChoice:
+    """The direct kernel for every layer, to measure what its arithmetic alone costs; arguments as of :func:`select_conv_f32`."""
+    return ConvChoice(False, "direct: asked for")
 
 
 @dataclass(frozen=True)
@@ -115,3 +120,14 @@ def select_conv_u8(isa: str, layer: ConvU8Layer, fit: Callable[[], WinogradCodes
     if isa == "avx2" and min(codes.pair_sums) < 1:
         return ConvU8Choice(f"{dots}: F(4,3) adds pairs of products beyond int16")
     return ConvU8Choice(f"exact Winograd F(4,3) in bytes: predicted {ratio:.2f}x direct", winograd=codes)
+
+
+def direct_conv_u8(isa: str, layer: ConvU8Layer, fit: Callable[[], WinogradCodes | str]) -> ConvU8Choice:
+    """Dot products, or tiles on AMX, for every layer; arguments as of :func:`select_conv_u8`."""
+    return select_conv_u8(isa, layer, fit) if isa == "amx" else ConvU8Choice("direct: asked for")
+
+
+# How convolutions are computed, (of floats, of codes): ``planned`` is what runs, ``direct`` is for comparisons.
+ALGORITHMS: Mapping[str, tuple[Callable[..., ConvChoice], Callable[..., ConvU8Choice]]] = {
+    "planned": (select_conv_f32, select_conv_u8), "direct": (direct_conv_f32, direct_conv_u8),
+}
