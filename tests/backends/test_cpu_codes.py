@@ -133,6 +133,20 @@ def test_recode_in_the_epilogue_and_alone(groups: int, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_input_pixels_of_a_depthwise_layer_lie_an_odd_number_of_lines_apart(shared: bool, isa: str) -> None:
+    b = GraphBuilder((5, 6, 7), seed=3)
+    x = b.qconv("image", 16, weight_dtype="s8", out="u4")
+    y = b.qconv(x, 16, groups=16, stride=(2, 2), out="u4")
+    if shared:
+        y = b.qconv(b.add("strided_slice", [x], {"h": (0, 6, 2), "w": (0, 7, 2)}), 16, kernel=(1, 1), padding=(0, 0), residual=y)
+    graph = b.finish(y)
+    inputs = [s.reads["x"] for s in build_plan(graph, isa).steps if s.kernel.endswith("depthwise")]
+    assert [m.pixel // 64 for m in inputs] == [4 if shared else 5]
+    assert_exact(graph, pixels((5, 6, 7), 19), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("groups", [1, 6])
 def test_results_that_leave_int32(groups: int, isa: str) -> None:
     """Floats are clamped before they are converted where the plan cannot prove that they fit."""
