@@ -175,7 +175,8 @@ def test_pools_adds_and_moves(c: int, isa: str) -> None:
     outputs.append(b.add("strided_slice", [x], {"h": (1, 7, 2), "w": (1, 6, 1)}))
     padded = b.add("channel_pad", [sliced], {"before": 2, "after": 3})
     joined = b.add("concat", [sliced, padded, sliced])
-    outputs += [padded, joined]
+    outputs += [padded, joined, b.add("channel_pad", [sliced], {"before": 4, "after": 8})]
+    outputs.append(b.add("channel_pad", [x], {"before": 0, "after": 4}))
     outputs.append(b.add("qadd", [x, x], {**codes, "multipliers": (float(np.float32(0.4)), float(np.float32(-0.9)))},
                          dtype="u8", scale=0.1, zero_point=100))
     outputs.append(b.add("qglobal_avg_pool", [x], {**codes, "multiplier": float(np.float32(1 / 42))}, dtype="u8", scale=0.1,
