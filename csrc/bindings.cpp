@@ -269,11 +269,6 @@ PYBIND11_MODULE(_C, m) {
              AddRegroup(p, {ToMap(x), ToMap(y), ToGrid(from), ToGrid(to), extent[0], extent[1], extent[2]});
            },
            py::kw_only(), py::arg("x"), py::arg("y"), py::arg("lanes"), py::arg("to"), py::arg("extent"))
-      .def("fill",
-           [](Program& p, const Ref& y, const Size3& extent, uint32_t word) {
-             AddFill(p, ToMap(y), ToExtent(extent), word);
-           },
-           py::arg("y"), py::arg("extent"), py::arg("word"))
       .def("averages",
            [](Program& p, const Ref& x, const Ref& y, const Lanes& lanes, const Size3& extent, bool codes, int32_t zero_point_in,
               float multiplier, const Size3& range) {
@@ -317,14 +312,15 @@ PYBIND11_MODULE(_C, m) {
            py::kw_only(), py::arg("x"), py::arg("y"), py::arg("extent"), py::arg("recode"))
       .def("copy",
            [](Program& p, const Ref& x, const Ref& y, const std::array<int32_t, 2>& in, const Size3& out,
-              const std::array<int32_t, 2>& channels, const std::array<int32_t, 4>& pixels, bool codes) {
+              const std::array<int32_t, 2>& channels, const std::array<int32_t, 4>& pixels, bool codes,
+              std::optional<uint32_t> fill) {
              const Extent extent = ToExtent(out);
              AddCopy(p, {{}, {}, extent.h, extent.w, channels[0], channels[1], pixels[0], pixels[1], pixels[2],
-                         pixels[3], codes},
-                     ToMap(x), ToMap(y), in[0], in[1], extent.lines);
+                         pixels[3], codes, extent.lines, fill.has_value(), fill.value_or(0)},
+                     ToMap(x), ToMap(y), in[0], in[1]);
            },
            py::kw_only(), py::arg("x"), py::arg("y"), py::arg("input"), py::arg("output"), py::arg("channels"),
-           py::arg("pixels"), py::arg("codes"))
+           py::arg("pixels"), py::arg("codes"), py::arg("fill"))
       .def("flatten",
            [](Program& p, const Ref& x, const Ref& y, const Size3& input, bool codes) {
              AddFlatten(p, ToMap(x), ToMap(y), input[0], input[1], input[2], codes);

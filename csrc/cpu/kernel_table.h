@@ -22,7 +22,6 @@ struct KernelTable {
   void (*load_normalized)(const LoadNormalizedArgs&);
   void (*load_quantized)(const LoadQuantizedArgs&);
   void (*move_lanes)(const MoveLanesArgs&);
-  void (*fill)(const FillArgs&);
   void (*max_pool_f32)(const PoolArgs&);
   void (*max_pool_u8)(const PoolArgs&);
   void (*avg_pool_f32)(const PoolArgs&);

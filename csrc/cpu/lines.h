@@ -104,8 +104,8 @@ struct RecodeArgs {
   Extent extent;
   Recode recode;
 };
-// y[channel_to + c] = x[c] over the pixels row_start + i * row_step, ...: slices, pads and concatenations. Other channels
-// of y keep their values.
+// y[channel_to + c] = x[c] over the pixels row_start + i * row_step, ...: slices, pads and concatenations. fills: every 4-byte
+// word of the other channels becomes `word`; else they keep their values.
 struct CopyArgs {
   ConstView x;
   View y;
@@ -113,6 +113,9 @@ struct CopyArgs {
   int32_t channels, channel_to;
   int32_t row_start, row_step, column_start, column_step;
   bool codes;
+  int32_t out_lines;
+  bool fills;
+  uint32_t word;
 };
 // Channel (c * h + i) * w + j of the only pixel at y is x[c] at pixel (i, j).
 struct FlattenArgs {
@@ -120,12 +123,6 @@ struct FlattenArgs {
   uint8_t* y;
   int32_t h, w, channels;
   bool codes;
-};
-// Every 4-byte word of y's pixels becomes `word`.
-struct FillArgs {
-  View y;
-  Extent extent;
-  uint32_t word;
 };
 // out[n][k] = x[k][n] for n < count.
 struct StoreLogitsArgs {

@@ -386,11 +386,6 @@ void AddDenseF32(Program& program, DenseF32Spec spec) {
   });
 }
 
-void AddFill(Program& program, MapRef y, Extent extent, uint32_t word) {
-  program.Check("fill", y, 0, extent.h, 0, extent.w, extent.lines);
-  AddStep(program, [=](Tile& tile) { tile.kernels->fill({At(tile, y), extent, word}); });
-}
-
 void AddPool(Program& program, PoolKind kind, PoolArgs args, MapRef x, MapRef y, bool halo) {
   Require(args.kernel_h > 0 && args.kernel_w > 0 && args.stride_h > 0 && args.stride_w > 0 &&
               args.pad_h >= 0 && args.pad_w >= 0 && args.pad_h <= args.kernel_h / 2 && args.pad_w <= args.kernel_w / 2 &&
@@ -456,17 +451,17 @@ void AddRecode(Program& program, RecodeArgs args, MapRef x, MapRef y) {
   });
 }
 
-void AddCopy(Program& program, CopyArgs args, MapRef x, MapRef y, int32_t in_h, int32_t in_w, int32_t out_lines) {
+void AddCopy(Program& program, CopyArgs args, MapRef x, MapRef y, int32_t in_h, int32_t in_w) {
   const int per_line = args.codes ? 4 : 1;
   Require(args.row_start >= 0 && args.column_start >= 0 && args.row_step >= 1 && args.column_step >= 1 &&
               args.row_start + int64_t{args.out_h - 1} * args.row_step < in_h &&
               args.column_start + int64_t{args.out_w - 1} * args.column_step < in_w,
           "copy: pixels inside the input expected");
   Require(args.channels > 0 && args.channel_to >= 0 &&
-              int64_t{args.channel_to} + args.channels <= int64_t{out_lines} * per_line,
+              int64_t{args.channel_to} + args.channels <= int64_t{args.out_lines} * per_line,
           "copy: channels inside the output expected");
   program.Check("copy input", x, 0, in_h, 0, in_w, (int64_t{args.channels} + per_line - 1) / per_line);
-  program.Check("copy output", y, 0, args.out_h, 0, args.out_w, out_lines);
+  program.Check("copy output", y, 0, args.out_h, 0, args.out_w, args.out_lines);
   AddStep(program, [=](Tile& tile) {
     CopyArgs a = args;
     a.x = ReadAt(tile, x);

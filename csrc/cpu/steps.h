@@ -113,7 +113,6 @@ struct RegroupSpec {
   int32_t h, w, lines;  // of the map
 };
 void AddRegroup(Program& program, RegroupSpec spec);
-void AddFill(Program& program, MapRef y, Extent extent, uint32_t word);
 
 // Averages of whole maps of h x w pixels that lie in `grid`, as one pixel of images in lanes.
 struct AveragesSpec {
@@ -133,8 +132,8 @@ void AddPool(Program& program, PoolKind kind, PoolArgs args, MapRef x, MapRef y,
 void AddAddF32(Program& program, AddF32Args args, MapRef a, MapRef b, MapRef y);
 void AddAddU8(Program& program, AddU8Args args, MapRef a, MapRef b, MapRef y);
 void AddRecode(Program& program, RecodeArgs args, MapRef x, MapRef y);
-// in_h, in_w: extent of x; out_lines: lines of y.
-void AddCopy(Program& program, CopyArgs args, MapRef x, MapRef y, int32_t in_h, int32_t in_w, int32_t out_lines);
+// in_h, in_w: extent of x.
+void AddCopy(Program& program, CopyArgs args, MapRef x, MapRef y, int32_t in_h, int32_t in_w);
 void AddFlatten(Program& program, MapRef x, MapRef y, int32_t h, int32_t w, int32_t channels, bool codes);
 // The logits at x become member output `output` (as returned by Program::AddOutput).
 void AddStoreLogits(Program& program, MapRef x, int output);

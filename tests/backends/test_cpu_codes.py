@@ -133,6 +133,20 @@ def test_recode_in_the_epilogue_and_alone(groups: int, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_input_pixels_of_a_depthwise_layer_lie_an_odd_number_of_lines_apart(shared: bool, isa: str) -> None:
+    b = GraphBuilder((5, 6, 7), seed=3)
+    x = b.qconv("image", 16, weight_dtype="s8", out="u4")
+    y = b.qconv(x, 16, groups=16, stride=(2, 2), out="u4")
+    if shared:
+        y = b.qconv(b.add("strided_slice", [x], {"h": (0, 6, 2), "w": (0, 7, 2)}), 16, kernel=(1, 1), padding=(0, 0), residual=y)
+    graph = b.finish(y)
+    inputs = [s.reads["x"] for s in build_plan(graph, isa).steps if s.kernel.endswith("depthwise")]
+    assert [m.pixel // 64 for m in inputs] == [4 if shared else 5]
+    assert_exact(graph, pixels((5, 6, 7), 19), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("groups", [1, 6])
 def test_results_that_leave_int32(groups: int, isa: str) -> None:
     """Floats are clamped before they are converted where the plan cannot prove that they fit."""
@@ -161,7 +175,8 @@ def test_pools_adds_and_moves(c: int, isa: str) -> None:
     outputs.append(b.add("strided_slice", [x], {"h": (1, 7, 2), "w": (1, 6, 1)}))
     padded = b.add("channel_pad", [sliced], {"before": 2, "after": 3})
     joined = b.add("concat", [sliced, padded, sliced])
-    outputs += [padded, joined]
+    outputs += [padded, joined, b.add("channel_pad", [sliced], {"before": 4, "after": 8})]
+    outputs.append(b.add("channel_pad", [x], {"before": 0, "after": 4}))
     outputs.append(b.add("qadd", [x, x], {**codes, "multipliers": (float(np.float32(0.4)), float(np.float32(-0.9)))},
                          dtype="u8", scale=0.1, zero_point=100))
     outputs.append(b.add("qglobal_avg_pool", [x], {**codes, "multiplier": float(np.float32(1 / 42))}, dtype="u8", scale=0.1,

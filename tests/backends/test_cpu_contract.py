@@ -44,7 +44,8 @@ def test_no_fused_multiply_add_in_integer_kernels() -> None:
     functions = _disassembly()
     checked = 0
     for name, body in functions.items():
-        if re.search(r"kernels::(ConvU8|WinogradU8|AvgPoolU8|AveragesU8|AddU8|RecodeU8|LoadQuantized|LoadNormalized)", name):
+        if re.search(r"kernels::(ConvU8|WinogradU8|Depthwise(U8|Strip|Rows|Windows|Kernel|Pixel)|AvgPoolU8|AveragesU8|AddU8|RecodeU8|"
+                     r"LoadQuantized|LoadNormalized)", name):
             assert not re.search(r"\bvfn?m(add|sub)", body), f"{name} contracts a product and a sum into one rounding"
             checked += 1
     fused = [name for name, body in functions.items() if "kernels::ConvF32" in name and re.search(r"\bvfmadd", body)]

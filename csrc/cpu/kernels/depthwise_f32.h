@@ -76,12 +76,19 @@ inline void Depthwise3x3Row(const DepthwiseF32Args& a, int i, int lane) {
 
 template <class S, int kStride>
 void Depthwise3x3(const DepthwiseF32Args& a) {
-  constexpr int kRows = S::kDepthwiseRows;
-  for (int lane = 0; lane < kTile; lane += S::kLanes) {
-    int i = 0;
-    for (; i + kRows <= a.conv.geometry.out_h; i += kRows) Depthwise3x3Row<S, kRows, kStride>(a, i, lane);
-    for (; i < a.conv.geometry.out_h; ++i) Depthwise3x3Row<S, 1, kStride>(a, i, lane);
-  }
+  // With stride 2, output rows share few input rows.
+  constexpr int kMost = kStride == 1 ? S::kDepthwiseRows : 2;
+  const int height = a.conv.geometry.out_h, segments = (height + kMost - 1) / kMost;
+  for (int lane = 0; lane < kTile; lane += S::kLanes)
+    for (int s = 0; s < segments; ++s) {
+      const int i = SegmentStart(s, height, segments);
+      switch (SegmentStart(s + 1, height, segments) - i) {
+        case 1: Depthwise3x3Row<S, 1, kStride>(a, i, lane); break;
+        case 2: Depthwise3x3Row<S, 2, kStride>(a, i, lane); break;
+        case 3: Depthwise3x3Row<S, kMost < 3 ? 1 : 3, kStride>(a, i, lane); break;
+        default: Depthwise3x3Row<S, kMost < 4 ? 1 : 4, kStride>(a, i, lane); break;
+      }
+    }
 }
 
 template <class S>

@@ -31,15 +31,6 @@ void MoveLanes(const MoveLanesArgs& a) {
   }
 }
 
-template <class S>
-void Fill(const FillArgs& a) {
-  const auto word = S::SetI(static_cast<int32_t>(a.word));
-  for (int i = 0; i < a.extent.h; ++i)
-    for (int j = 0; j < a.extent.w; ++j)
-      for (int64_t n = 0; n < a.extent.lines * kLineBytes; n += S::kLanes * 4)
-        S::StoreI(a.y.data + i * a.y.row + j * a.y.pixel + n, word);
-}
-
 // The part of a pooling window that lies inside the map.
 struct Window {
   int row, row_end, column, column_end;
@@ -241,17 +232,28 @@ inline void CopyChannel(const uint8_t* x, int64_t from, uint8_t* y, int64_t to, 
 }
 
 template <class S>
-void Copy(const CopyArgs& a) {
-  // Whole lines where the channels of a unit stay together, else channel by channel.
-  const bool lines = !a.codes || (a.channel_to % 4 == 0 && a.channels % 4 == 0);
-  const int per_line = a.codes ? 4 : 1;
+inline void FillLines(uint8_t* y, int64_t first, int64_t end, uint32_t word) {
+  const auto v = S::SetI(static_cast<int32_t>(word));
+  for (int64_t n = first * kLineBytes; n < end * kLineBytes; n += S::kLanes * 4) S::StoreI(y + n, v);
+}
+
+template <class S>
+void Copy(const CopyArgs& args) {
+  const CopyArgs a = args;  // a copy that byte stores cannot alias
+  // Whole lines where the channels of a unit stay together, else channel by channel into lines that are filled before.
+  const bool whole = !a.codes || (a.channel_to % 4 == 0 && a.channels % 4 == 0);
+  const int64_t per_line = a.codes ? 4 : 1, first = a.channel_to / per_line, lines = a.channels / per_line;
   for (int i = 0; i < a.out_h; ++i)
     for (int j = 0; j < a.out_w; ++j) {
       const uint8_t* x = a.x.data + (a.row_start + int64_t{i} * a.row_step) * a.x.row +
                          (a.column_start + int64_t{j} * a.column_step) * a.x.pixel;
       uint8_t* y = a.y.data + i * a.y.row + j * a.y.pixel;
-      if (lines)
-        __builtin_memcpy(y + a.channel_to / per_line * kLineBytes, x, a.channels / per_line * kLineBytes);
+      if (a.fills) {
+        FillLines<S>(y, 0, whole ? first : a.out_lines, a.word);
+        if (whole) FillLines<S>(y, first + lines, a.out_lines, a.word);
+      }
+      if (whole)
+        for (int64_t n = 0; n < lines * kLineBytes; n += S::kLanes * 4) S::StoreI(y + first * kLineBytes + n, S::LoadI(x + n));
       else
         for (int c = 0; c < a.channels; ++c) CopyChannel<S>(x, c, y, int64_t{a.channel_to} + c, true);
     }

@@ -9,13 +9,14 @@ namespace hce::avx512vnni {
 struct Simd {
   static constexpr int kLanes = 16;
   // Register blocks, pixels x output channels. 32 registers: 4 x 6 floats leave 24 accumulators, 4 inputs, 1 weight; 4 divides the
-  // widths 32, 16, 8 and 56, and 4 x 4 code accumulators hide the latency of vpdpbusd (5 cycles at 2 per cycle).
+  // widths 32, 16, 8 and 56. 3 x 8 codes load half the inputs of 6 x 4, and 24 accumulators hide the latency of vpdpbusd (5 cycles at
+  // 2 per cycle) many times. Depthwise floats: 4 x 4 outputs leave 16 accumulators, 6 inputs, 1 weight.
   static constexpr int kPixelsU8 = 3;
   static constexpr int kChannelsU8 = 8;
   static constexpr int kTilesU8 = 4;  // integer Winograd, x 4 channels: 16 accumulators hide the latency as well
   static constexpr int kPixelsF32 = 4;
   static constexpr int kChannelsF32 = 6;
-  static constexpr int kDepthwiseRows = 2;
+  static constexpr int kDepthwiseRows = 4;
   static constexpr int kChannelsWinograd = 8;  // for two tiles: 16 accumulators, and products that fit the first-level cache
   using F = __m512;
   using I = __m512i;

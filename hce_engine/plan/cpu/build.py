@@ -29,7 +29,7 @@ def _with_halos(steps: Sequence[Step]) -> list[Step]:
                 of = f"{buffer.halo} of {buffer.name}, {lanes}"
                 result.append(Step(step.nodes, "halo", of, "halo", {}, {"y": buffer}, {
                     "lanes": lanes.numbers, "size": buffer.size, "width": buffer.halo,
-                    "pattern": np.array(buffer.pattern, np.uint32)}, images=buffer.images))
+                    "pattern": np.resize(buffer.pattern, buffer.pixel // LINE_BYTES).astype(np.uint32)}, images=buffer.images))
     return result
 
 

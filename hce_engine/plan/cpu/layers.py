@@ -75,6 +75,12 @@ class Layers(Maps):
         x.surrounded |= (kh, kw) != ONE or bool(ph or pw)
         return x, lanes, weight, [x.h, x.w, x.lines, lanes.h, lanes.w, 0, kh, kw, sh, sw, ph, pw, dh, dw]
 
+    def stagger(self, node: Node, x: Map) -> None:
+        """An odd number of lines from pixel to pixel for the input of a depthwise layer, which reads one line of many pixels: in
+        steps of 4096 bytes they would all meet in one set of the first-level cache. Only where nobody else reads the map."""
+        written = any(x is m for s in self.steps if s.method in ("conv_u8", "conv_f32") for m in s.writes.values())
+        x.odd_pixels = written and len(self.consumers[node.inputs[0]]) == 1
+
     def conv_f32(self, node: Node) -> None:
         choice = self.conv_choice(node)
         x, lanes, weight, shape = self.layer(node)
@@ -93,6 +99,7 @@ class Layers(Maps):
             kernel, reason = "conv2d_f32_depthwise", "depthwise: a window slides over each channel"
             packed, blocks = self.once(node, "depthwise", lambda: (
                 np.ascontiguousarray(weight, np.float32).ravel(), np.empty((0, 5), np.int64)))
+            self.stagger(node, x)
         elif choice.winograd:
             kernel = "conv2d_f32_winograd"
             packed, blocks = self.once(node, "winograd", lambda: weights.blocks_winograd(
@@ -149,6 +156,7 @@ class Layers(Maps):
         winograd = None
         if depthwise:
             reason = "depthwise: four kernel rows side by side"
+            self.stagger(node, x)
         elif choice.winograd is not None:
             x.widen(0, 0, 0, -(-shape[4] // 4) * 4 + 2 - shape[11] - x.w)
             winograd = (source.type.qmax, choice.winograd.entries, choice.winograd.constants, choice.winograd.pair_sums)

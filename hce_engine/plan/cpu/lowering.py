@@ -118,20 +118,18 @@ class Lowering(Layers):
         return True
 
     def copy(self, node: Node, source: str, y: Map, channels: tuple[int, int], rows: Sequence[int],
-             columns: Sequence[int], extra: Sequence[Node] = ()) -> None:
-        """One strided copy into ``y``. rows, columns: (start, step); channels: (count, first in y)."""
+             columns: Sequence[int], extra: Sequence[Node] = (), fill: int | None = None) -> None:
+        """One strided copy into ``y``. rows, columns: (start, step); channels: (count, first in y).  fill: the 4-byte value of
+        all other channels, which otherwise keep theirs."""
         x = self.value(source, strided(y.lanes, y.size, size_of(self.graph[source]), (rows[1], columns[1]))[1])
         self.emit((*extra, node), "copy", "moves lines", "copy", {"x": x}, {"y": y}, input=(x.h, x.w), output=y.extent,
-                  channels=channels, pixels=(rows[0], rows[1], columns[0], columns[1]), codes=node.spec.dtype != "f32")
+                  channels=channels, pixels=(rows[0], rows[1], columns[0], columns[1]), codes=node.spec.dtype != "f32", fill=fill)
 
     def slice_lanes(self, node: Node, sliced: Node) -> Lanes:
         """Lanes of ``node``, which a strided slice fills: whole maps unless each block starts within one step of its own."""
         (h0, _, sh), (w0, _, sw) = sliced.attrs["h"], sliced.attrs["w"]
         lanes = self.lanes(node) if h0 < sh and w0 < sw else self.whole(node)
         return strided(lanes, size_of(node), size_of(self.graph[sliced.inputs[0]]), (sh, sw))[0]
-
-    def fill(self, node: Node, y: Map) -> None:
-        self.emit((node,), "fill", "zero maps", "fill", {}, {"y": y}, extent=y.extent, word=int(self.zeros(node)[0]))
 
     def strided_slice(self, node: Node) -> None:
         users = self.consumers[node.name]
@@ -143,15 +141,14 @@ class Lowering(Layers):
 
     def channel_pad(self, node: Node) -> None:
         source = self.graph[node.inputs[0]]
-        channels = (source.spec.shape[0], node.attrs["before"])
+        channels, zero = (source.spec.shape[0], node.attrs["before"]), int(self.zeros(node)[0])
         joins = source.op == "strided_slice" and source.name not in self.maps
         y = self.define(node, self.slice_lanes(node, source) if joins else self.lanes(node))
-        self.fill(node, y)
         if joins:
             h, w = source.attrs["h"], source.attrs["w"]
-            self.copy(node, source.inputs[0], y, channels, (h[0], h[2]), (w[0], w[2]), extra=(source,))
+            self.copy(node, source.inputs[0], y, channels, (h[0], h[2]), (w[0], w[2]), extra=(source,), fill=zero)
         else:
-            self.copy(node, source.name, y, channels, (0, 1), (0, 1))
+            self.copy(node, source.name, y, channels, (0, 1), (0, 1), fill=zero)
 
     def concat(self, node: Node) -> None:
         y = self.define(node, self.lanes(node))

@@ -24,7 +24,8 @@ class Map:
     size: pixels of the whole map, and grid: (images, rows, columns) of its lanes; by default a lane is an image.
     halo: (top, left, bottom, right) pixels.  pattern: the 4-byte value that each line has outside the map, uint32 [lines];
     surrounded: someone reads it there.  start: byte offset in the arena, set by the memory planner.
-    odd_rows: a row takes an odd number of lines, so that the pixels of a column do not fall into one set of a cache.
+    odd_rows, odd_pixels: a row, a pixel takes an odd number of lines, so that the pixels of a column, those of a row do not fall
+    into one set of a cache.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Map:
     grid: tuple[int, int, int] = (LANES, 1, 1)
     surrounded: bool = False
     odd_rows: bool = False
+    odd_pixels: bool = False
 
     def __post_init__(self) -> None:
         if self.size == (0, 0):
@@ -53,11 +55,11 @@ class Map:
 
     @property
     def pixel(self) -> int:
-        return self.lines * LINE_BYTES
+        return (self.lines | self.odd_pixels) * LINE_BYTES
 
     @property
     def row(self) -> int:
-        lines = (self.halo[1] + self.w + self.halo[3]) * self.lines
+        lines = (self.halo[1] + self.w + self.halo[3]) * self.pixel // LINE_BYTES
         return (lines | self.odd_rows) * LINE_BYTES
 
     @property

@@ -106,10 +106,10 @@ def _moved(step: Step) -> int:
     if step.method == "halo":
         return sum(m.bytes - _pixels(m) for m in step.writes.values())
     written = sum(_pixels(m) for key, m in step.writes.items() if key not in _SCRATCH)
-    if step.method == "copy":  # the written channels of a map, read from as many places
-        (channels, _), (h, w, _) = step.arguments["channels"], step.arguments["output"]
+    if step.method == "copy":  # the written channels of a map, read from as many places; all channels are written if it fills
+        (channels, _), (h, w, all_lines) = step.arguments["channels"], step.arguments["output"]
         lines = -(-channels // 4) if step.arguments["codes"] else channels
-        return 2 * h * w * lines * LINE_BYTES
+        return h * w * (lines + (lines if step.arguments["fill"] is None else all_lines)) * LINE_BYTES
     return written + sum(_pixels(m) for m in step.reads.values())
 
 
