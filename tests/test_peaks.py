@@ -31,30 +31,31 @@ def test_every_instruction_set_has_peaks(isa: str, threads: int) -> None:
     json.dumps(peaks.as_dict(), allow_nan=False)
 
 
-def test_wider_registers_do_more() -> None:
-    """Holds on a busy machine, too: the steps differ by a factor of two and more, and the best of several runs counts."""
-    if "avx512vnni" not in _native.supported_isas():
-        pytest.skip("this processor has no AVX-512 VNNI")
+def test_vectors_do_many_times_what_portable_code_does() -> None:
+    """By a factor of 18 (AVX2) and 70 where it was measured, so that a busy machine cannot hide it. Closer ratios are left to
+    the instructions, below: times on a busy machine prove nothing."""
+    isa = _native.supported_isas()[0]
+    if isa == "portable":
+        pytest.skip("this processor has portable kernels only")
     native = _native.extension()
-
-    def best(isa: str, kind: str) -> float:
-        return max(native.measure_macs(isa, kind, threads=1, seconds=0.005, repeats=20))
-
-    assert best("avx512vnni", "u8") > 2 * best("avx512vnni", "f32")
-    assert best("avx2", "u4") > 1.2 * best("avx2", "u8")
-    assert best("avx2", "f32") > best("portable", "f32")
+    best, portable = (max(native.measure_macs(name, "u8", threads=1, seconds=0.005, repeats=20)) for name in (isa, "portable"))
+    assert best > 2 * portable
 
 
-def test_loops_consist_of_what_they_claim() -> None:
-    """Twelve multiplications per iteration on accumulators of their own: equal ones would have been merged into one."""
-    if "avx512vnni" not in _native.supported_isas():
-        pytest.skip("this processor has no AVX-512 VNNI")
+@pytest.mark.parametrize(("function", "instruction"), [
+    (r"peaks512::[^\n]*Vfmadd", "vfmadd231ps %zmm"), (r"peaks512::[^\n]*Vpdpbusd", "vpdpbusd %zmm"), (r"avx2::[^\n]*Vfmadd", "vfmadd231ps %ymm"),
+    (r"avx2::[^\n]*Dot8", "vpaddd %ymm"), (r"avx2::[^\n]*Dot4", "vpaddw %ymm"),
+])
+def test_loops_consist_of_what_they_claim(function: str, instruction: str) -> None:
+    """Twelve steps per iteration on accumulators of their own: equal ones would have been merged into one."""
+    if "avx2" not in _native.supported_isas():
+        pytest.skip("the loops in assembly are x86-64")
     path = importlib.util.find_spec("hce_engine._C").origin  # type: ignore[union-attr]
     text = subprocess.run(["objdump", "-d", "--no-show-raw-insn", "-C", path], capture_output=True, text=True, check=True).stdout
-    bodies = re.findall(r"<hce::peaks512::[^>]*Vpdpbusd[^>]*>:\n(.*?)\n\n", text, re.S)
+    bodies = re.findall(rf"<hce::{function}[^\n]*>:\n(.*?)\n\n", text, re.S)
     assert bodies
     for body in bodies:
-        accumulators = re.findall(r"vpdpbusd %zmm\d+,%zmm\d+,(%zmm\d+)", body)
+        accumulators = re.findall(rf"{instruction}\d+,%[yz]mm\d+,(%[yz]mm\d+)", body)
         assert len(accumulators) == len(set(accumulators)) == 12
 
 
