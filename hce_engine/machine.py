@@ -15,7 +15,10 @@ def processor() -> str:
         return platform.processor() or "unknown"
 
 
-def cache_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[int, int]:
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+def cache_bytes(folder: Path = CACHES) -> dict[int, int]:
     """{level: bytes} of the data caches that the first processor sees; empty where the system does not say."""
     units = {"K": 2**10, "M": 2**20}
     sizes: dict[int, int] = {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from ...machine import CACHES, cache_bytes
 
 TYPICAL = (1 << 20, 32 << 20)  # where the system says nothing: second and third level of a current server
 
@@ -23,17 +24,9 @@ class Caches:
 
 
 @cache
-def machine_caches(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> Caches:
+def machine_caches(folder: Path = CACHES) -> Caches:
     """Of the first processor. A machine without a third level counts its second one as both."""
-    sizes: dict[int, int] = {}
-    for index in sorted(folder.glob("index*")):
-        try:
-            level, kind, size = (int((index / "level").read_text()), (index / "type").read_text().strip(), (index / "size").read_text())
-        except (OSError, ValueError):
-            continue
-        found = re.fullmatch(r"(\d+)([KM]?)\s*", size)
-        if found and kind != "Instruction":
-            sizes[level] = int(found[1]) << {"": 0, "K": 10, "M": 20}[found[2]]
+    sizes = cache_bytes(folder)
     if 2 not in sizes:
         return Caches(*TYPICAL, "assumed: the system does not say")
     return Caches(sizes[2], sizes.get(3, sizes[2]), str(folder))
