@@ -334,11 +334,11 @@ PYBIND11_MODULE(_C, m) {
            py::arg("x"), py::arg("classes"));
 
   py::class_<Executor>(m, "Executor")
-      .def(py::init([](const std::string& isa, int threads) {
+      .def(py::init([](const std::string& isa, int threads, int64_t shared_work) {
              if (threads < 1 || threads > 1024) throw std::invalid_argument("executor: 1 to 1024 threads expected");
-             return std::make_unique<Executor>(Kernels(isa), threads);
+             return std::make_unique<Executor>(Kernels(isa), threads, shared_work);
            }),
-           py::arg("isa"), py::arg("threads"))
+           py::arg("isa"), py::arg("threads"), py::arg("shared_work") = 0)
       .def_property_readonly("threads", &Executor::threads)
       .def("run",
            [](Executor& e, const std::vector<JobTuple>& jobs, const py::array& images, bool poison) {

@@ -77,7 +77,8 @@ void Program::Run(Tile& tile, const uint8_t* images, int count, int64_t* nanosec
   if (!stages_.empty()) RunStage(stages_.size() - 1, tile, images, 0, count, nanoseconds, barrier);
 }
 
-Executor::Executor(const KernelTable* kernels, int threads) : kernels_(kernels), pool_(threads), arenas_(threads) {}
+Executor::Executor(const KernelTable* kernels, int threads, int64_t shared_work)
+    : kernels_(kernels), shared_work_(shared_work), pool_(threads), arenas_(threads) {}
 
 namespace {
 
@@ -132,9 +133,6 @@ void Executor::Reserve(AlignedBuffer& arena, const Program& program) {
 
 namespace {
 
-// Threads share a tile of at least so many products of registers, about 15 us: each step costs them one wait for each other.
-constexpr int64_t kSharedWork = 120'000;
-
 int64_t Tiles(const Job& job) { return (job.count + job.program->images() - 1) / job.program->images(); }
 
 }  // namespace
@@ -153,7 +151,7 @@ void Executor::Run(const std::vector<Job>& jobs, const uint8_t* images, bool poi
     return std::pair<const Job*, int64_t>{job, task};
   };
   bool shared = tasks > 0;
-  for (const Job& job : jobs) shared = shared && job.program->work() >= kSharedWork;
+  for (const Job& job : jobs) shared = shared && job.program->work() >= shared_work_;
   const int team = shared && tasks * 2 <= threads() ? threads() / static_cast<int>(tasks) : 1;
   if (team == 1) {
     pool_.Run(tasks, [&](int64_t task, int worker) {

@@ -117,7 +117,8 @@ struct Job {
 // Threads and the memory they work in.
 class Executor {
  public:
-  Executor(const KernelTable* kernels, int threads);
+  // shared_work: threads share a tile of a program whose work() is at least this.
+  Executor(const KernelTable* kernels, int threads, int64_t shared_work);
 
   // All tiles of all jobs as one list of tasks; where there are fewer tiles than threads, several threads share a tile that is
   // worth it. `images`: of the whole batch. `poison` fills every arena with NaN bytes first
@@ -141,6 +142,7 @@ class Executor {
   void Reserve(AlignedBuffer& arena, const Program& program);
 
   const KernelTable* kernels_;
+  const int64_t shared_work_;
   std::mutex mutex_;  // one run at a time: the arenas are shared
   ThreadPool pool_;
   std::vector<AlignedBuffer> arenas_;  // one per thread, grown before a run

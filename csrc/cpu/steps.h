@@ -28,6 +28,10 @@ struct ResidualU8 {
   int32_t zero_point;
 };
 
+// Recode::half: k / 2 or a neighbour that gives the same code for all 256 bytes, which one multiplication with rounding then
+// yields; 0 if there is none.
+int32_t HalfMultiplier(const Recode& r);
+
 struct RecodedOutput {
   MapRef map;
   Recode recode;

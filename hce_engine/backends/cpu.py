@@ -67,6 +67,10 @@ def _check_memory(plan: Plan, threads: int) -> None:
         )
 
 
+# About 15 us of arithmetic on one core; threads that share a tile wait for each other after every step, a fraction of 1 us.
+SHARED_WORK = 120_000
+
+
 class CpuBackend:
     """Programs for all members of a graph, and the threads that run them.
 
@@ -74,12 +78,14 @@ class CpuBackend:
     tiles when a batch first needs them; all of a group share their weights.
 
     algorithm: how convolutions are computed, of :data:`select.ALGORITHMS`; codes are the same, floats inside the same bounds.
+    shared_work: where there are fewer tiles than threads, threads share those tiles that take at least so many multiply-accumulates
+    of whole registers; the results are the same bytes.
     ``run`` is safe to call from several Python threads; calls take turns, each using all threads of the pool.
     Raises UnsupportedError for what this machine has not: the instruction set, memory for the maps, so many threads.
     """
 
     def __init__(self, graph: Graph, *, isa: str | None = None, threads: int = 1, poison: bool = False,
-                 algorithm: str = "planned") -> None:
+                 algorithm: str = "planned", shared_work: int = SHARED_WORK) -> None:
         self.isa = _native.choose_isa(isa)
         self.graph = graph
         self.threads = threads
@@ -96,7 +102,7 @@ class CpuBackend:
         for index in range(len(self._groups)):
             self._program(index, SIZES[-1])
         try:
-            self.executor = _native.extension().Executor(self.isa, threads)
+            self.executor = _native.extension().Executor(self.isa, threads, shared_work)
         except RuntimeError as error:
             raise UnsupportedError("cpu back end", expected=f"{threads} threads", got=str(error),
                                    fix="use fewer threads") from None

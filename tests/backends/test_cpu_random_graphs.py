@@ -77,3 +77,16 @@ def test_results_do_not_depend_on_batch_threads_or_company(isa: str) -> None:
             alone = CpuBackend(case.graph.only(member.name), isa=isa, poison=True).run(images[:5])
             assert whole[member.name][:21].tobytes() == part[member.name].tobytes()
             assert whole[member.name][:5].tobytes() == alone[member.name].tobytes(), f"seed {seed}, {member.name}"
+
+
+@pytest.mark.parametrize("isa", _native.supported_isas())
+@pytest.mark.parametrize("low_bit", [False, True])
+def test_threads_that_share_a_tile_change_no_bit(isa: str, low_bit: bool) -> None:
+    for seed in range(0, 24, 2):
+        case = RandomGraph(seed, low_bit=low_bit)
+        images = case.images(4)
+        want = CpuBackend(case.graph, isa=isa).run(images)
+        for threads, count in ((2, 1), (3, 1), (4, 2), (5, 1)):
+            got = CpuBackend(case.graph, isa=isa, threads=threads, poison=True, shared_work=0).run(images[:count])
+            for name, logits in want.items():
+                assert got[name].tobytes() == logits[:count].tobytes(), f"seed {seed}, {name}, {threads} threads"

@@ -67,5 +67,5 @@ def test_kernels_under_the_address_and_undefined_behaviour_sanitizers() -> None:
 
 @pytest.mark.slow
 def test_threads_under_the_thread_sanitizer() -> None:
-    chosen = "many_python_threads or batch_threads_or_company"
+    chosen = "many_python_threads or batch_threads_or_company or share_a_tile"
     assert re.search(r"[1-9]\d* passed", _run("thread", "libtsan.so", "-k", chosen, *KERNELS))
