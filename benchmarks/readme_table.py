@@ -1,12 +1,13 @@
-"""The measured tables of the README, generated from committed measurements.
+"""The measured tables of the README and of docs/SPEED.md, generated from committed measurements.
 
-    python -m benchmarks.readme_table                 rewrites README.md between its markers
-    python -m benchmarks.readme_table --check         exit code 1 if README.md is not what the measurements say
+    python -m benchmarks.readme_table                 rewrites both pages between their markers
+    python -m benchmarks.readme_table --check         exit code 1 if a page is not what the measurements say
     python -m benchmarks.readme_table --add digits --caption "Digits, half held out" \
         --command "make quickstart" quickstart/report.json
 
 ``--add`` joins the JSON files of ``hce quickstart``, ``hce eval`` and ``hce info`` (later ones win) into
-``benchmarks/results/NAME.json``, with what this machine is; the JSON of ``hce bench`` is kept whole.
+``benchmarks/results/NAME.json``, with what this machine is; the JSON of ``hce bench`` and ``hce audit`` is kept whole. A NAME that begins
+with ``speed/`` goes to docs/SPEED.md instead of the README.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hce_engine.machine import processor
 from hce_engine.threads import available_threads
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
+RESULTS, README, SPEED = ROOT / "benchmarks" / "results", ROOT / "README.md", ROOT / "docs" / "SPEED.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 PEER_PACKAGES = ("torch", "onnxruntime", "openvino", "nncf")
 KEPT = ("accuracy", "total", "flops_ratios", "bytes", "images_per_second", "batch", "isa")
@@ -72,6 +73,25 @@ def _cells(ours: dict[str, Any], peer: dict[str, Any], against: dict[str, Any]) 
     return f" {ours['images_per_second']:,.0f} | {peer['images_per_second']:,.0f} {peer['engine']} | {against['ratio']:.2f}x{doubt} |"
 
 
+def audit(result: dict[str, Any]) -> str:
+    """A run of ``hce audit``: FLOPs and time of each member against the original, and of the sweep."""
+    machine, setting = result["machine"], result["setting"]
+    peaks = result["peaks"][0]["macs"]
+    lines = [f"{result['caption']}. `{result['command']}`; {machine['processor']}, {machine['isa']}, {setting['threads']} thread, batch "
+             f"{setting['batch']}; measured peaks " + ", ".join(f"{kind} {rate / 1e9:,.0f} GMAC/s" for kind, rate in peaks.items()) + ".", "",
+             "| against O in the same engine | FLOPs | time | realised share | share of what the peaks allow |", "|---|---:|---:|---:|---:|"]
+    rows = [(ROWS[name], row) for name, row in result["members"].items()]
+    rows += [(f"{row['member']} on {row['engine']}", row) for row in result["peers"]["rows"] if row["member"] != result["original"]["member"]]
+    for title, row in rows:
+        bound = row.get("bound_share")
+        lines.append(f"| {title} | {100 * row['flops_ratio']:.1f} % | {100 * row['time_ratio']:.1f} % | {row['realised_share']:.2f} | "
+                     f"{'' if bound is None else f'{bound:.2f}'} |")
+    for engine, line in (result.get("sweep") or {}).get("lines", {}).items():
+        lines += ["", f"Pruning sweep, {engine}: time = {line['fixed']:.3f} + {line['slope']:.3f} x FLOPs; farthest point "
+                  f"{100 * line['largest_distance']:.1f} % of O's time off the line; smallest realised share {line['least_share']:.2f}."]
+    return "\n".join(lines)
+
+
 def _versions(result: dict[str, Any]) -> str:
     return ", ".join(f"{name} {result['versions'][name].split('-')[0]}" for name in PEER_PACKAGES if name in result["versions"])
 
@@ -80,6 +100,9 @@ def table(result: dict[str, Any]) -> str:
     """One measurement as markdown: caption, command and machine, then a row per member."""
     if "rows" in result:
         return comparison(result)
+    if "layers" in result:
+        return audit(result)
+
     def cell(key: str, member: str) -> str:
         value = result.get(key, {}).get(member)
         if value is None:
@@ -97,16 +120,22 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def rendered() -> str:
-    """All tables, in the order of their files' names."""
-    found = [table(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(RESULTS.glob("*.json"))]
+def rendered(folder: Path) -> str:
+    """All tables of a folder, in the order of its files' names."""
+    found = [table(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
     return "\n\n".join(found) if found else "No measurement is committed yet: `make quickstart` prints this machine's."
 
 
-def with_tables(text: str) -> str:
+def with_tables(text: str, folder: Path) -> str:
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{rendered()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{rendered(folder)}\n{END}{after}"
+
+
+def pages() -> dict[Path, str]:
+    """What each page of this checkout should be."""
+    folders = {README: RESULTS, SPEED: RESULTS / "speed"}
+    return {page: with_tables(page.read_text(encoding="utf-8"), folder) for page, folder in folders.items() if page.exists()}
 
 
 def _add(name: str, caption: str, command: str, sources: tuple[Path, ...]) -> None:
@@ -114,7 +143,7 @@ def _add(name: str, caption: str, command: str, sources: tuple[Path, ...]) -> No
     for source in sources:
         merged.update(json.loads(source.read_text(encoding="utf-8")))
     RESULTS.mkdir(exist_ok=True)
-    if "rows" in merged:  # of hce bench, which says itself what machine it ran on
+    if "rows" in merged or "layers" in merged:  # of hce bench or audit, which say themselves what machine they ran on
         _store(name, {"caption": caption, "command": command, **{k: v for k, v in merged.items() if k != "command"}})
         return
     kept = {key: merged[key] for key in KEPT if key in merged}
@@ -125,6 +154,7 @@ def _add(name: str, caption: str, command: str, sources: tuple[Path, ...]) -> No
 
 
 def _store(name: str, document: dict[str, Any]) -> None:
+    (RESULTS / name).parent.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
@@ -135,15 +165,15 @@ def _store(name: str, document: dict[str, Any]) -> None:
 @click.option("--command", "made_by", default="", help="The command that made the figures.")
 @click.option("--check", is_flag=True, help="Change nothing; exit code 1 if README.md is out of date.")
 def main(sources: tuple[Path, ...], name: str | None, caption: str, made_by: str, check: bool) -> None:
-    """Write the measured tables into README.md."""
+    """Write the measured tables into their pages."""
     if name:
         if not (sources and caption and made_by):
             raise click.UsageError("--add needs --caption, --command and at least one JSON file")
         _add(name, caption, made_by, sources)
-    text = README.read_text(encoding="utf-8")
     if check:
-        raise SystemExit(text != with_tables(text))
-    README.write_text(with_tables(text), encoding="utf-8")
+        raise SystemExit(any(page.read_text(encoding="utf-8") != text for page, text in pages().items()))
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

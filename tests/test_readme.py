@@ -1,4 +1,4 @@
-"""The README's tables are what the committed measurements say."""
+"""The tables of the README and of docs/SPEED.md are what the committed measurements say."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from benchmarks import readme_table
 def test_the_readme_is_up_to_date() -> None:
     if not readme_table.README.exists():
         pytest.skip("not in a checkout")
-    text = readme_table.README.read_text(encoding="utf-8")
-    assert readme_table.with_tables(text) == text, "run python -m benchmarks.readme_table"
+    for page, text in readme_table.pages().items():
+        assert page.read_text(encoding="utf-8") == text, "run python -m benchmarks.readme_table"
 
 
 def test_a_measurement_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readme_table, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(readme_table, "README", tmp_path / "README.md")
+    monkeypatch.setattr(readme_table, "SPEED", tmp_path / "SPEED.md")
     readme_table.README.write_text(f"above\n{readme_table.BEGIN}\nold\n{readme_table.END}\nbelow\n")
     report = {
         "accuracy": {"o": 0.985, "ensemble": 0.98}, "total": 898, "bytes": {"o": 1000, "ensemble": 400}, "threads": 2,
@@ -58,6 +59,7 @@ def bench_rows() -> list[dict[str, Any]]:
 def test_a_comparison_becomes_a_table_of_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readme_table, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(readme_table, "README", tmp_path / "README.md")
+    monkeypatch.setattr(readme_table, "SPEED", tmp_path / "SPEED.md")
     readme_table.README.write_text(f"{readme_table.BEGIN}\n{readme_table.END}\n")
     claim = {"claim": "hce ensemble against o", "peer": "torch", "batch": 128, "threads": 2, "ratio": 1.8, "interval": [1.7, 1.9],
              "verdict": "FASTER"}
@@ -74,3 +76,26 @@ def test_a_comparison_becomes_a_table_of_ratios(tmp_path: Path, monkeypatch: pyt
     assert "| the ensemble against O, float32 | | | | 1,800 | 1,000 torch | 1.80x |" in text
     assert "S, pruned" not in text
     assert json.loads((tmp_path / "results" / "peers.json").read_text())["rows"] == bench_rows()
+
+
+def test_an_audit_becomes_a_table_of_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("README", "SPEED"):
+        monkeypatch.setattr(readme_table, name, tmp_path / f"{name}.md")
+        getattr(readme_table, name).write_text(f"{readme_table.BEGIN}\n{readme_table.END}\n")
+    monkeypatch.setattr(readme_table, "RESULTS", tmp_path / "results")
+    member = {"flops_ratio": 0.4, "time_ratio": 0.52, "realised_share": 0.8, "bound_share": 0.9}
+    report = {
+        "machine": {"processor": "m", "isa": "avx2"}, "setting": {"threads": 1, "batch": 128}, "peaks": [{"macs": {"f32": 64e9}}],
+        "original": {"member": "o"}, "members": {"s": member}, "layers": [], "total": member,
+        "peers": {"rows": [{"engine": "x", "member": "o"}, {"engine": "x", "member": "s", **member, "bound_share": None}]},
+        "sweep": {"lines": {"hce": {"fixed": 0.02, "slope": 0.98, "largest_distance": 0.01, "least_share": 0.94}}},
+    }
+    (tmp_path / "audit.json").write_text(json.dumps(report))
+    arguments = ["--add", "speed/audit", "--caption", "Saving", "--command", "hce audit r20.hce", str(tmp_path / "audit.json")]
+    assert CliRunner().invoke(readme_table.main, arguments).exit_code == 0
+    text = readme_table.SPEED.read_text()
+    assert "Saving. `hce audit r20.hce`; m, avx2, 1 thread, batch 128; measured peaks f32 64 GMAC/s." in text
+    assert "| S, pruned, float32 | 40.0 % | 52.0 % | 0.80 | 0.90 |" in text
+    assert "| s on x | 40.0 % | 52.0 % | 0.80 |  |" in text
+    assert "time = 0.020 + 0.980 x FLOPs; farthest point 1.0 %" in text
+    assert "Saving" not in readme_table.README.read_text()

@@ -1,7 +1,7 @@
 // A small pool: the caller and `threads - 1` workers take tasks 0, 1, 2, ... until none is left.
 //
 // To wake a sleeping thread takes longer than a small network does. So whoever waits looks for what it waits for a while
-// (kSpins pauses, some tens of microseconds) before it sleeps: a caller that runs batch after batch finds its workers awake.
+// (some tens of microseconds) before it sleeps: a caller that runs batch after batch finds its workers awake.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -13,9 +13,6 @@
 #include <vector>
 
 namespace hce {
-
-// One turn of looking at an atomic again and again: lets the core's other thread work, and says so to the processor.
-void Pause();
 
 // Where `count` threads wait for each other, as often as they like. They spin, since they are about equally far; a thread that
 // waits long gives its core away, in case the one it waits for needs it.
