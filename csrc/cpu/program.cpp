@@ -5,6 +5,7 @@
 #include <cstring>
 #include <deque>
 #include <stdexcept>
+#include <utility>
 
 namespace hce {
 
@@ -135,6 +136,13 @@ namespace {
 
 int64_t Tiles(const Job& job) { return (job.count + job.program->images() - 1) / job.program->images(); }
 
+// The job of a task, and which of its tiles that is.
+std::pair<const Job*, int64_t> Find(const std::vector<Job>& jobs, int64_t task) {
+  const Job* job = jobs.data();
+  for (; task >= Tiles(*job); ++job) task -= Tiles(*job);
+  return {job, task};
+}
+
 }  // namespace
 
 void Executor::Run(const std::vector<Job>& jobs, const uint8_t* images, bool poison) {
@@ -145,29 +153,51 @@ void Executor::Run(const std::vector<Job>& jobs, const uint8_t* images, bool poi
     for (AlignedBuffer& arena : arenas_) Reserve(arena, *job.program);
     tasks += Tiles(job);
   }
-  const auto find = [&](int64_t task) {
-    const Job* job = jobs.data();
-    for (; task >= Tiles(*job); ++job) task -= Tiles(*job);
-    return std::pair<const Job*, int64_t>{job, task};
-  };
-  bool shared = tasks > 0;
-  for (const Job& job : jobs) shared = shared && job.program->work() >= shared_work_;
-  const int team = shared && tasks * 2 <= threads() ? threads() / static_cast<int>(tasks) : 1;
-  if (team == 1) {
-    pool_.Run(tasks, [&](int64_t task, int worker) {
-      const auto [job, tile] = find(task);
-      RunTile(*job, images, tile, {worker, worker, {}, nullptr}, poison, nullptr);
-    });
+  bool worth = tasks > 0;
+  for (const Job& job : jobs) worth = worth && job.program->work() >= shared_work_;
+  const int team = worth && tasks * 2 <= threads() ? threads() / static_cast<int>(tasks) : 1;
+  if (team > 1) {
+    SharingChoice& choice = sharing_[jobs[0].program];
+    const bool share = shared_work_ == 0 || choice.Share();
+    const auto start = std::chrono::steady_clock::now();
+    share ? RunShared(jobs, images, tasks, team, poison) : RunAlone(jobs, images, tasks, poison);
+    choice.Took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     return;
   }
+  RunAlone(jobs, images, tasks, poison);
+}
+
+void Executor::RunAlone(const std::vector<Job>& jobs, const uint8_t* images, int64_t tasks, bool poison) {
+  pool_.Run(tasks, [&](int64_t task, int worker) {
+    const auto [job, tile] = Find(jobs, task);
+    RunTile(*job, images, tile, {worker, worker, {}, nullptr}, poison, nullptr);
+  });
+}
+
+void Executor::RunShared(const std::vector<Job>& jobs, const uint8_t* images, int64_t tasks, int team, bool poison) {
   // As many parts as threads at most, so each thread takes one, and all parts of a tile run at the same time.
   std::deque<Barrier> barriers;
   for (int64_t task = 0; task < tasks; ++task) barriers.emplace_back(team);
   pool_.Run(tasks * team, [&](int64_t number, int) {
     const int own = static_cast<int>(number), part = own % team;
-    const auto [job, tile] = find(number / team);
+    const auto [job, tile] = Find(jobs, number / team);
     RunTile(*job, images, tile, {own, own - part, {part, team}, &barriers[number / team]}, poison, nullptr);
   });
+}
+
+bool SharingChoice::Share() {
+  const uint64_t run = runs_++;
+  const bool faster = seconds_[1] <= seconds_[0];
+  const bool trial = run < 2 * kTrials || run % kPeriod < kTrials;
+  share_ = run < 2 * kTrials ? run < kTrials : faster != trial;
+  counts_ = !trial || run % kTrials != 0;
+  return share_;
+}
+
+void SharingChoice::Took(double seconds) {
+  if (!counts_) return;
+  double& mean = seconds_[share_];
+  mean = mean == 0.0 ? seconds : 0.75 * mean + 0.25 * seconds;
 }
 
 std::vector<int64_t> Executor::Profile(const Job& job, const uint8_t* images) {

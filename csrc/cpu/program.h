@@ -7,6 +7,7 @@
 // thread writes is its own arena.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -114,10 +115,26 @@ struct Job {
   int64_t first, count;
 };
 
+// Whether threads that share a tile are faster than one that has it alone, learned from the runs themselves, since it depends on
+// how near the cores are to each other at the time. The bytes of the results are the same either way.
+class SharingChoice {
+ public:
+  // Of the run that comes; both ways in turns at first, then mostly the faster one, and the other for a few runs now and then.
+  bool Share();
+  void Took(double seconds);
+
+ private:
+  static constexpr int kTrials = 4;    // runs of the slower way in a row, of which the first wakes threads and does not count
+  static constexpr int kPeriod = 128;  // runs
+  double seconds_[2] = {0.0, 0.0};     // alone, shared; of recent runs
+  uint64_t runs_ = 0;
+  bool share_ = false, counts_ = false;
+};
+
 // Threads and the memory they work in.
 class Executor {
  public:
-  // shared_work: threads share a tile of a program whose work() is at least this.
+  // shared_work: threads may share a tile of a program whose work() is at least this, and do where that is faster; 0: always.
   Executor(const KernelTable* kernels, int threads, int64_t shared_work);
 
   // All tiles of all jobs as one list of tasks; where there are fewer tiles than threads, several threads share a tile that is
@@ -140,12 +157,17 @@ class Executor {
   void RunTile(const Job& job, const uint8_t* images, int64_t tile, const Place& place, bool poison, int64_t* nanoseconds);
 
   void Reserve(AlignedBuffer& arena, const Program& program);
+  // Every thread takes a whole tile after the other.
+  void RunAlone(const std::vector<Job>& jobs, const uint8_t* images, int64_t tasks, bool poison);
+  // `team` threads on each tile, all tiles at the same time.
+  void RunShared(const std::vector<Job>& jobs, const uint8_t* images, int64_t tasks, int team, bool poison);
 
   const KernelTable* kernels_;
   const int64_t shared_work_;
   std::mutex mutex_;  // one run at a time: the arenas are shared
   ThreadPool pool_;
   std::vector<AlignedBuffer> arenas_;  // one per thread, grown before a run
+  std::map<const Program*, SharingChoice> sharing_;  // by a run's first program
 };
 
 }  // namespace hce

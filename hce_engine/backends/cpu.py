@@ -78,8 +78,8 @@ class CpuBackend:
     tiles when a batch first needs them; all of a group share their weights.
 
     algorithm: how convolutions are computed, of :data:`select.ALGORITHMS`; codes are the same, floats inside the same bounds.
-    shared_work: where there are fewer tiles than threads, threads share those tiles that take at least so many multiply-accumulates
-    of whole registers; the results are the same bytes.
+    shared_work: where there are fewer tiles than threads, threads may share those tiles that take at least so many multiply-accumulates
+    of whole registers, and do while that is faster; 0: they always do. The results are the same bytes.
     ``run`` is safe to call from several Python threads; calls take turns, each using all threads of the pool.
     Raises UnsupportedError for what this machine has not: the instruction set, memory for the maps, so many threads.
     """
