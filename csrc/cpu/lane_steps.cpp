@@ -66,16 +66,11 @@ class Spans {
     for (const Span& s : spans_)
       spans.push_back({s.to, s.from, s.order < 0 ? nullptr : orders.data() + s.order * groups * kTile, s.pixels, s.keep});
     // The orders move into the step as a whole, so that the spans' pointers to them stay.
-    hce::AddSplitStep(program, [=, spans = std::move(spans), orders = std::move(orders), pattern = std::move(pattern)](Tile& tile) {
+    // One thread runs it whole: pixels of the last blocks that lie beyond the map are written where others are read.
+    hce::AddStep(program, [=, spans = std::move(spans), orders = std::move(orders), pattern = std::move(pattern)](Tile& tile) {
       const int32_t group = tile.offset / group_images % groups;
-      // A span that keeps lanes adds to what the span before it wrote.
-      const auto whole = [&](int64_t at) {
-        while (at > 0 && at < static_cast<int64_t>(spans.size()) && spans[at].keep) ++at;
-        return at;
-      };
-      const int64_t begin = whole(tile.part.Begin(spans.size())), end = whole(tile.part.End(spans.size()));
       tile.kernels->move_lanes({tile.arena + x.offset, tile.arena + y.offset, static_cast<int32_t>(pattern.size()), pattern.data(),
-                                spans.data() + begin, end - begin, group, group > 0});
+                                spans.data(), static_cast<int64_t>(spans.size()), group, group > 0});
     });
   }
 
