@@ -66,6 +66,14 @@ void BindKernels(py::module_& m) {
       {{2, 1}, kWinogradChannels[2][1]}, {{2, 2}, kWinogradChannels[2][2]},
       {{4, 1}, kWinogradChannels[4][1]}, {{4, 2}, kWinogradChannels[4][2]}};
   m.attr("WINOGRAD_GROUPS") = std::map<int, int>{{2, kWinogradGroups[2]}, {4, kWinogradGroups[4]}};
+  m.def("winograd_shared_bytes",
+        [](const std::array<int32_t, 7>& c, int inputs, int outputs) {
+          WinogradF32Args a{};
+          a.tiles = 1, a.out_h = a.out_w = c[0], a.inputs = inputs, a.outputs = outputs;
+          a.config = {c[0], c[1], c[2], c[3], c[4], c[5], c[6]};
+          return SharedBytes(a);
+        },
+        py::arg("config"), py::arg("inputs"), py::arg("outputs"), "Shared memory of a thread block; config as of winograd_f32.");
   m.def("winograd_f32",
         [](int device, uintptr_t stream, const Ref& x, uintptr_t weight, uintptr_t bias, const Ref& y,
            const std::optional<Ref>& residual, const std::array<int32_t, 5>& s, const Limits& limits,

@@ -70,6 +70,23 @@ def test_an_ensemble_is_shown_part_by_part(run_hce: Callable, mixed: Path, tmp_p
     assert alone["parts"] == [lanes]
 
 
+def test_winograd_layers_are_shown_with_what_they_compute(run_hce: Callable, tmp_path: Path) -> None:
+    b = GraphBuilder(SHAPE, seed=1)
+    graph = merge({"s": b.finish(b.conv(b.conv(b.normalize(), 16), 16))})
+    artifact.save(tmp_path / "s.hce", Artifact(graph, InputSpec("uint8_nhwc", SHAPE, (0.5,) * 3, (0.25,) * 3)))
+    result = run_hce("bench", tmp_path / "s.hce", "--dry-run", "--batch", 4096, "--json", tmp_path / "plan.json")
+    assert result.code == 0, result.err
+    for words in ("winograd_f32", "F(4x4, 3x3)", "0.25x", "those of direct convolution"):
+        assert words in result.out
+    (lanes,) = json.loads((tmp_path / "plan.json").read_text())["parts"]
+    step = lanes["steps"][2]
+    assert (step["kernel"], step["reason"], step["config"]["output"]) == ("winograd_f32", "Winograd", 4)
+    assert step["walked_macs"] * 4 == step["macs"] == 4096 * 64 * 16 * 16 * 9
+    totals = lanes["totals"]
+    assert totals["ffma_bound_seconds"] == 2 * totals["walked_macs"] / 67e12 < totals["direct_ffma_bound_seconds"]
+    assert step["bound_seconds"] == max(2 * step["walked_macs"] / 67e12, (step["read_bytes"] + step["written_bytes"]) / 4.8e12)
+
+
 def test_members_of_both_kinds_are_refused_with_a_way_out(run_hce: Callable, tmp_path: Path) -> None:
     q, x = GraphBuilder(SHAPE, seed=1), GraphBuilder(SHAPE, seed=2)
     codes = q.finish(q.qconv("image", 2, stride=(4, 4)))

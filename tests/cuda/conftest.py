@@ -36,3 +36,18 @@ def host_cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def extension(host_cuda: ModuleType) -> ModuleType:
+    """The extension for a GPU where there is one, else the one for the host."""
+    import torch
+
+    from hce_engine import _cuda_native
+
+    if not torch.cuda.is_available():
+        return host_cuda
+    present, reason = _cuda_native.available()
+    if not present:
+        pytest.skip(reason)
+    return _cuda_native.extension()

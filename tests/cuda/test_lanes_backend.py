@@ -17,20 +17,22 @@ from hce_engine.backends.cpu import CpuBackend
 from hce_engine.backends.cuda import ensemble as ensembles
 from hce_engine.backends.cuda.backend import CudaBackend
 from hce_engine.backends.cuda.ensemble import EnsembleProgram, Timing, prepare
-from hce_engine.backends.cuda.lanes_program import LanesArena, LanesConstants, LanesProgram
+from hce_engine.backends.cuda.lanes_program import LanesArena
 from hce_engine.capture import capture
 from hce_engine.errors import InputError, UnsupportedError
 from hce_engine.graph import Graph, merge, verify
 from hce_engine.graph.passes import lower
 from hce_engine.plan.cpu import build_plan
 from hce_engine.plan.cuda.ensemble_plan import CODES, LANES, paths
-from hce_engine.plan.cuda.lanes_lowering import LanesLowering, build_lanes_plan, lanes_runnable
+from hce_engine.plan.cuda.lanes_lowering import LanesLowering, lanes_runnable
 from hce_engine.preprocess import InputSpec
 from hce_engine.training.models import resolve
 from tests.backends.graphs import GraphBuilder, pixels
 from tests.backends.random_graphs import RandomGraph
 from tests.backends.test_cpu_float import CONVS, EPS, _sums, direct_bound
 from tests.training.float_graphs import GRAPHS, mobile
+
+from .lanes_runs import DEVICE, planes, program_of, run
 
 SHAPE = (3, 8, 8)
 # CPU kernels that round as these do: once per tap.
@@ -40,39 +42,8 @@ SEEDS = (0, 5, 8, 11, 23, 26, 41)  # between them every float operation
 MIXED_SEEDS = (2, 9, 14)  # graphs with members of both kinds
 
 
-@pytest.fixture(scope="module")
-def extension(host_cuda: ModuleType) -> ModuleType:
-    if not torch.cuda.is_available():
-        return host_cuda
-    present, reason = _cuda_native.available()
-    if not present:
-        pytest.skip(reason)
-    return _cuda_native.extension()
-
-
-DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
-
-
-def planes(images: np.ndarray) -> np.ndarray:
-    return images.transpose(0, 3, 1, 2) if images.dtype == np.uint8 else images
-
-
-def program_of(graph: Graph, images: np.ndarray, extension: ModuleType) -> LanesProgram:
-    """A program that ran once on poisoned memory."""
-    plan = build_lanes_plan(graph, len(images))
-    arena = LanesArena(plan, DEVICE, poison=True)
-    tensor = torch.from_numpy(images).to(DEVICE)
-    program = LanesProgram(plan, arena, LanesConstants(extension, DEVICE), tensor, poison=True)
-    program()
-    return program
-
-
-def run(graph: Graph, images: np.ndarray, extension: ModuleType) -> dict[str, np.ndarray]:
-    return {name: z.cpu().numpy() for name, z in program_of(graph, images, extension).logits.items()}
-
-
 def same_bits_as_cpu(graph: Graph, images: np.ndarray, got: dict[str, np.ndarray]) -> bool:
-    """Checks bits where the CPU's plan has direct kernels alone; says whether it could."""
+    """Checks bits of direct kernels where the CPU's plan has no others either; says whether it could."""
     if FUSED_ISA is None or any("winograd" in s.kernel for s in build_plan(graph, FUSED_ISA).steps):
         return False
     want = CpuBackend(graph, isa=FUSED_ISA, threads=1).run(images)
@@ -90,7 +61,7 @@ def test_convolutions_keep_to_their_bound(case: tuple, extension: ModuleType) ->
     graph = b.finish(y)
     images = pixels((c, h, w), 3)
     values = reference.evaluate(graph, planes(images))
-    got = run(graph, images, extension)
+    got = run(graph, images, extension, "direct")
     node, data = graph[y], values[x].astype(np.float64)
     bound = direct_bound(node, data) + 4 * EPS * (_sums(node, data, node.params["weight"].astype(np.float64)) + 1)
     bound = bound + direct_bound(graph[inner], data) + 2 * EPS * np.abs(values[inner])
@@ -107,10 +78,12 @@ def float_part(case: RandomGraph) -> Graph:
 def test_random_graphs_equal_the_cpu(seed: int, extension: ModuleType) -> None:
     case = RandomGraph(seed)
     graph, images = float_part(case), case.images(33 if seed == SEEDS[0] else 1 + seed % 5)
-    got, values = run(graph, images, extension), reference.evaluate(graph, planes(images))
+    values = reference.evaluate(graph, planes(images))
     largest = max(1.0, *(float(np.abs(v).max()) for n, v in values.items() if graph[n].spec.type.is_float))
-    for member in graph.members:
-        assert np.abs(got[member.name] - values[member.output]).max() <= 3e-5 * largest, str(graph)
+    for convolution in ("auto", "direct"):
+        got = run(graph, images, extension, convolution)
+        for member in graph.members:
+            assert np.abs(got[member.name] - values[member.output]).max() <= 3e-5 * largest, str(graph)
     assert FUSED_ISA is None or same_bits_as_cpu(graph, images, got)
 
 
@@ -178,8 +151,8 @@ def test_float_images_and_rows_of_nan(extension: ModuleType) -> None:
     raw = b.conv("image", 3, low=0.0)
     graph = b.finish(raw, b.conv(b.normalize(), 3))
     images = np.random.default_rng(1).uniform(-0.2, 1.2, (5, 2, 5, 4)).astype(np.float32)
+    same_bits_as_cpu(graph, images, run(graph, images, extension, "direct"))
     clean = run(graph, images, extension)
-    same_bits_as_cpu(graph, images, clean)
     images[1, 1, 3, 3], images[4, 0, 0, 0] = np.nan, np.inf
     for name, z in run(graph, images, extension).items():
         assert np.isnan(z[[1, 4]]).all()
@@ -208,7 +181,7 @@ def backend_of(graph: Graph, extension: ModuleType, **keys: object) -> CudaBacke
 
 def test_an_ensemble_equals_the_cpu(extension: ModuleType) -> None:
     graph, images = ensemble_graph(), pixels(SHAPE, 7)
-    backend = backend_of(graph, extension, max_batch=4)  # 4 + 3
+    backend = backend_of(graph, extension, max_batch=4, convolution="direct")  # 4 + 3
     got = backend.run(images)
     want = CpuBackend(graph, threads=1).run(images)
     assert got["q"].tobytes() == want["q"].tobytes()

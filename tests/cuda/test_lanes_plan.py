@@ -65,7 +65,7 @@ def plans() -> list[LanesPlan]:
 
 
 def test_what_is_fused() -> None:
-    plan = build_lanes_plan(lower(residual()), 64)
+    plan = build_lanes_plan(lower(residual()), 64, convolution="direct")
     assert [s.kernel for s in plan.steps] == [
         "load_images", *["conv2d_f32"] * 4, "copy_f32", "conv2d_f32", "conv2d_f32", "conv2d_f32", "conv2d_f32", "pool_f32",
         "linear_f32", "store_logits",
@@ -102,10 +102,10 @@ def test_halos_hold_what_readers_reach(plans: list[LanesPlan]) -> None:
     windows = 0
     for plan in plans:
         for step in plan.steps:
-            if step.kernel not in ("conv2d_f32", "depthwise_f32"):
+            if step.kernel not in ("conv2d_f32", "depthwise_f32", "winograd_f32"):
                 continue
             x, y, a = step.reads["x"], step.writes["y"], step.arguments
-            (ph, pw), (kh, kw, sh, sw, dh, dw) = a["padding"], a["window"]
+            (ph, pw), (kh, kw, sh, sw, dh, dw) = a["padding"], a.get("window", (3, 3, 1, 1, 1, 1))
             top, left, bottom, right = x.halo
             windows += 1
             assert top >= ph and left >= pw
@@ -188,7 +188,7 @@ def test_the_configurations_are_those_of_the_sources(host_cuda: object) -> None:
 
 def test_costs_add_up() -> None:
     b = GraphBuilder(SHAPE, seed=1)
-    plan = build_lanes_plan(b.finish(b.conv(b.conv(b.normalize(), 9), 9, residual=None)), 40)
+    plan = build_lanes_plan(b.finish(b.conv(b.conv(b.normalize(), 9), 9, residual=None)), 40, convolution="direct")
     first = plan.steps[1]
     assert first.cost.macs == 40 * 64 * 9 * 27
     assert first.cost.walked == 64 * 64 * 9 * 27  # two tiles of 32 images
@@ -198,7 +198,7 @@ def test_costs_add_up() -> None:
     bounds = part_bounds(plan, GPUS["h200"])
     assert {b.by for b in bounds} == {"launch"}
     b = GraphBuilder(SHAPE, seed=1)
-    large = build_lanes_plan(b.finish(b.conv(b.conv(b.normalize(), 64), 64)), 4096)
+    large = build_lanes_plan(b.finish(b.conv(b.conv(b.normalize(), 64), 64)), 4096, convolution="direct")
     assert large.steps[2].cost.macs == 4096 * 64 * 64 * 64 * 9
     assert part_bounds(large, GPUS["h200"])[2].by == "FFMA"
     assert part_bounds(large, GPUS["h200"])[2].seconds == pytest.approx(2 * large.steps[2].cost.walked / 67e12)

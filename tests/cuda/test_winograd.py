@@ -10,25 +10,15 @@ import numpy as np
 import pytest
 
 from hce_engine.plan.cpu.weights import blocks_winograd
-from hce_engine.plan.cuda.winograd_weights import G, largest_part, pack_winograd
+from hce_engine.plan.cuda.lanes_select import even_channels
+from hce_engine.plan.cuda.winograd_weights import G, pack_winograd
 
 from .sanitized import run_sanitized
+from .winograd_error import AT, BT, winograd_bound
 
 SOURCE = Path(__file__).with_name("host_winograd.cpp")
 TILE = 32
 SLACK = 2
-BT = {
-    2: np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float64),
-    4: np.array([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
-                 [0, 4, 0, -5, 0, 1]], np.float64),
-}  # fmt: skip
-AT = {
-    2: np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float64),
-    4: np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], np.float64),
-}
-# Roundings on the longest path of one product to its output, but for the C of the sum: the input transform twice, the output
-# transform twice, the weight, bias and residual.
-ROUNDINGS = {2: 2 * 1 + 2 * 2 + 3, 4: 2 * 2 + 2 * 3 + 3}
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class Case:
     tile_groups: int = 1
 
     def config(self) -> tuple[int, ...]:
-        return (self.m, self.register_tiles, largest_part(self.outputs, self.limit), self.groups, self.tile_groups, self.chunk,
+        return (self.m, self.register_tiles, even_channels(self.outputs, self.limit), self.groups, self.tile_groups, self.chunk,
                 self.blocks)
 
 
@@ -115,20 +105,14 @@ def exact(case: Case, layer: Layer) -> np.ndarray:
 
 
 def error_bound(case: Case, layer: Layer) -> np.ndarray:
-    """gamma_n times the same operations on magnitudes: |A^T| [sum_c |G||w||G^T| (|B^T||d||B|)] |A| + |bias| + |residual|."""
-    m, at, bt, g = case.m, np.abs(AT[case.m]), np.abs(BT[case.m]), np.abs(G[case.m])
-    u = np.einsum("ia,ocab,jb->ijoc", g, np.abs(layer.weight.astype(np.float64)), g)
-    x = np.abs(layer.x[:, :, :, : case.inputs].astype(np.float64))
-    magnitude = np.empty((case.tiles, case.h, case.w, case.outputs, TILE))
-    # The last tile ends with the map; from right to left and upwards, so that a pixel of two tiles is the first one's.
-    for i in sorted({min(i, case.h - m) for i in range(0, case.h, m)}, reverse=True):
-        for j in sorted({min(j, case.w - m) for j in range(0, case.w, m)}, reverse=True):
-            v = np.einsum("pi,tijcn,qj->tpqcn", bt, x[:, i : i + m + 2, j : j + m + 2], bt, optimize=True)
-            products = np.einsum("tpqcn,pqoc->tpqon", v, u, optimize=True)
-            magnitude[:, i : i + m, j : j + m] = np.einsum("ip,tpqon,jq->tijon", at, products, at, optimize=True)
-    magnitude += np.abs(layer.bias[:, None]) + np.abs(residual_of(case, layer))
-    n = (ROUNDINGS[m] + case.inputs) * 2.0**-24
-    return n / (1 - n) * magnitude
+    """[tiles, H, W, OC, 32]"""
+
+    def planes(lanes: np.ndarray) -> np.ndarray:
+        return np.abs(lanes.astype(np.float64)).transpose(0, 4, 3, 1, 2).reshape(case.tiles * TILE, -1, *lanes.shape[1:3])
+
+    others = planes(residual_of(case, layer)) + np.abs(layer.bias)[:, None, None]
+    bound = winograd_bound(case.m, planes(layer.x[:, :, :, : case.inputs]), layer.weight, others)
+    return bound.reshape(case.tiles, TILE, case.outputs, case.h, case.w).transpose(0, 3, 4, 2, 1)
 
 
 CASES = [

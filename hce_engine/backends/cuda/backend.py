@@ -48,7 +48,7 @@ class CudaBackend:
     device: ``cuda``, or ``cpu`` under TRITON_INTERPRET=1 (tests).  max_batch: the largest bucket, a power of two; less if
     memory demands it.  poison: maps, logits and flags start out with noise, so that a result which depends on unwritten
     memory shows.  extension: other than hce_engine._cuda; with device ``cpu``, the one built for the host.  mode: how parts
-    of an ensemble run, of ensemble.MODES.
+    of an ensemble run, of ensemble.MODES.  convolution: of float members, as of plan.cuda.build_lanes_plan.
 
     ``run`` is safe to call from several threads; calls take turns. A CUDA error ends the use of this object: the context is
     then in an unknown state, and every later call says so. Raises UnsupportedError for what no kernel runs, without a GPU, and for
@@ -57,13 +57,13 @@ class CudaBackend:
 
     def __init__(
         self, graph: Graph, device: str = "cuda", *, max_batch: int = MAX_BATCH, poison: bool = False,
-        extension: ModuleType | None = None, mode: str = AUTO,
+        extension: ModuleType | None = None, mode: str = AUTO, convolution: str = "auto",
     ) -> None:
         if max_batch < 1 or max_batch & (max_batch - 1):
             raise InputError("cuda back end", expected="a power of two as the largest batch", got=repr(max_batch),
                              fix="choose one")
         self.runtime: Runtime = Interpreted() if device == "cpu" else gpu.GpuRuntime()
-        self.graph, self.poison = graph, poison
+        self.graph, self.poison, self.convolution = graph, poison, convolution
         self.constants = Constants(self.runtime.device)
         self._ensembles = self._with_extension(extension, mode)
         self._plans: dict[tuple[tuple[str, ...], int], Plan | EnsemblePlan] = {}
@@ -103,8 +103,10 @@ class CudaBackend:
         key = (self._chosen(members), batch)
         if key not in self._plans:
             graph = self.graph if key[0] == self.members else self.graph.only(*key[0])
-            build = build_plan if only_codes(graph) else build_ensemble_plan
-            self._plans[key] = build(graph, batch, self.runtime.gpu)
+            if only_codes(graph):
+                self._plans[key] = build_plan(graph, batch, self.runtime.gpu)
+            else:
+                self._plans[key] = build_ensemble_plan(graph, batch, self.runtime.gpu, convolution=self.convolution)
         return self._plans[key]
 
     def _chosen(self, members: Sequence[str] | None) -> tuple[str, ...]:

@@ -14,7 +14,17 @@ from typing import Any
 
 import torch
 
-from ...plan.cuda.lanes_plan import LINE_BYTES, TILE, LaneMap, LaneSlot, LanesPlan, LaneStep, LaneWeights
+from ...plan.cuda.lanes_plan import (
+    LINE_BYTES,
+    TILE,
+    LaneMap,
+    LaneSlot,
+    LanesPlan,
+    LaneStep,
+    LaneWeights,
+    WinogradConfig,
+)
+from ...plan.cuda.winograd_weights import pack_winograd
 
 Ref = tuple[int, int, int, int]  # address of pixel (0, 0); strides of a tile, a row and a pixel in floats
 Start = Callable[[int], None]  # starts one launch on a stream, given its handle
@@ -30,16 +40,16 @@ def current_stream(device: str) -> int:
 
 
 class LanesConstants:
-    """Packed weights on the device, one per layer and cut: plans for different batches share them."""
+    """Packed weights on the device, one per layer, algorithm and cut: plans for different batches share them."""
 
     def __init__(self, extension: ModuleType, device: str) -> None:
         self.extension, self.device = extension, device
-        self._layers: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._layers: dict[tuple[str, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor]] = {}
 
     @staticmethod
-    def key(step: LaneStep) -> tuple[str, int]:
+    def key(step: LaneStep) -> tuple[str, tuple[int, ...]]:
         assert step.weights is not None
-        return (step.weights.name, step.config.channels if step.config is not None else 0)
+        return (step.weights.name, step.config.packing if step.config is not None else ())
 
     def missing_bytes(self, plan: LanesPlan) -> int:
         new = {self.key(s): s.weights.packed_bytes for s in plan.steps if s.weights is not None}
@@ -55,7 +65,9 @@ class LanesConstants:
 
     def _pack(self, weights: LaneWeights, step: LaneStep) -> tuple[torch.Tensor, torch.Tensor]:
         packed = weights.weight
-        if step.config is not None:
+        if isinstance(step.config, WinogradConfig):
+            packed = pack_winograd(packed, step.config.output, step.config.channels)
+        elif step.config is not None:
             packed = self.extension.pack_conv_weights(packed, groups=weights.groups, channels=step.config.channels)
         return aligned_copy(packed, self.device), aligned_copy(weights.bias, self.device)
 
@@ -151,10 +163,10 @@ class LanesProgram:
         return {"weight": weight.data_ptr(), "bias": bias.data_ptr(), "limits": step.arguments["limits"]}
 
     def _window(self, step: LaneStep) -> dict[str, Any]:
-        """What both convolutions take: x at tap (0, 0), y, residual and the shape."""
+        """What all convolutions take: x at tap (0, 0), y, residual and the shape; the window where it is not always 3 x 3."""
         a, x, y = step.arguments, step.reads["x"], step.writes["y"]
         residual = self.ref(step.reads["residual"]) if "residual" in step.reads else None
-        shape = (self.plan.tiles, y.height, y.width, *a["window"], *a["channels"])
+        shape = (self.plan.tiles, y.height, y.width, *a.get("window", ()), *a["channels"])
         return {"x": self.ref(x, *a["padding"]), "y": self.ref(y), "residual": residual, "shape": shape, **self._layer(step)}
 
     def _conv2d(self, step: LaneStep) -> dict[str, Any]:
@@ -206,7 +218,8 @@ def _call(kernel: Callable[..., None], index: int, arguments: Mapping[str, Any],
 
 
 BUILDERS: dict[str, Callable[[LanesProgram, LaneStep], dict[str, Any]]] = {
-    "conv2d_f32": LanesProgram._conv2d, "depthwise_f32": LanesProgram._window, "linear_f32": LanesProgram._linear,
-    "load_images": LanesProgram._load, "store_logits": LanesProgram._store, "add_f32": LanesProgram._add,
-    "pool_f32": LanesProgram._pool, "copy_f32": LanesProgram._copy, "flatten_f32": LanesProgram._flatten,
+    "conv2d_f32": LanesProgram._conv2d, "winograd_f32": LanesProgram._conv2d, "depthwise_f32": LanesProgram._window,
+    "linear_f32": LanesProgram._linear, "load_images": LanesProgram._load, "store_logits": LanesProgram._store,
+    "add_f32": LanesProgram._add, "pool_f32": LanesProgram._pool, "copy_f32": LanesProgram._copy,
+    "flatten_f32": LanesProgram._flatten,
 }  # fmt: skip

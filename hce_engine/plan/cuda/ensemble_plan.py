@@ -114,8 +114,9 @@ class EnsemblePlan:
         return "\n".join([head, *map(str, self.parts), *mean])
 
 
-def build_ensemble_plan(graph: Graph, batch: int, gpu: str | None = None) -> EnsemblePlan:
-    """The plan of all members of ``graph``, quantized and float. gpu: as of :func:`build_plan`.
+def build_ensemble_plan(graph: Graph, batch: int, gpu: str | None = None, *, convolution: str = "auto") -> EnsemblePlan:
+    """The plan of all members of ``graph``, quantized and float. gpu: as of :func:`build_plan`.  convolution: as of
+    :func:`build_lanes_plan`.
 
     The graph must be lowered. Raises GraphError or UnsupportedError; it does not ask for the extension.
     """
@@ -130,7 +131,7 @@ def build_ensemble_plan(graph: Graph, batch: int, gpu: str | None = None) -> Ens
         if path[group.members[0].name] == CODES:
             parts.append(_without_mean(build_plan(group, batch, gpu)))
         else:
-            parts.append(build_lanes_plan(group, batch))
+            parts.append(build_lanes_plan(group, batch, convolution=convolution))
     image = graph.input.spec
     classes = graph[graph.members[0].output].spec.shape[0]
     return EnsemblePlan(batch, tuple(path), voters, tuple(parts), classes, image.shape, image.type.is_float)

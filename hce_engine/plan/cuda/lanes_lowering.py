@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import UnsupportedError
+from ...errors import InputError, UnsupportedError
 from ...graph import Graph, Node, verify
 from ...kernels.layer import INT32_LIMIT
-from . import lanes_select
+from . import lanes_select, winograd_select
 from .lanes_plan import LINE_BYTES, TILE, LaneMap, LanesPlan, LaneStep, LaneWeights, place, tiles_of
 from .plan import Cost
 
@@ -43,8 +43,8 @@ def lanes_runnable(node: Node) -> bool:
 class LanesLowering:
     """One pass over the graph in topological order; ``maps`` holds where each node's value lies."""
 
-    def __init__(self, graph: Graph, batch: int) -> None:
-        self.graph, self.batch, self.tiles = graph, batch, tiles_of(batch)
+    def __init__(self, graph: Graph, batch: int, *, convolution: str = "auto") -> None:
+        self.graph, self.batch, self.tiles, self.convolution = graph, batch, tiles_of(batch), convolution
         self.consumers = graph.consumers()
         self.outputs = {m.output for m in graph.members}
         self.maps: dict[str, LaneMap] = {}
@@ -118,6 +118,8 @@ class LanesLowering:
             self.emit((node,), "depthwise_f32", "one input channel per output", reads, {"y": y}, weights=weights, cost=cost,
                       padding=(ph, pw), window=window, channels=(oc, per), limits=_limits(node))
             return
+        if groups == 1 and window == (3, 3, 1, 1, 1, 1) and self.winograd(node, weight, reads, y, padding):
+            return
         shape = (1, self.tiles) if vector else (rows, y.width)  # the pixels of a linear layer are the tiles
         config = lanes_select.conv_config(per, groups, lines, *shape)
         size = lanes_select.packed_bytes(per, groups, lines, config)
@@ -127,6 +129,27 @@ class LanesLowering:
                        walked=lanes_select.walked_macs(per, groups, lines, *shape, config))
         self.emit((node,), "linear_f32" if vector else "conv2d_f32", reason, reads, {"y": y}, weights=weights, config=config,
                   cost=cost, padding=(ph, pw), window=window, channels=(groups, inputs, per), limits=_limits(node))
+
+    def winograd(
+        self, node: Node, weight: np.ndarray, reads: Mapping[str, LaneMap], y: LaneMap, padding: Sequence[int]
+    ) -> bool:
+        """Emits a 3 x 3 layer of stride 1 if it is to run by Winograd; says whether."""
+        oc, inputs = weight.shape[:2]
+        if self.convolution == "direct":
+            return False
+        m = winograd_select.algorithm(inputs, oc, y.height, y.width, "residual" in reads)
+        if not m:
+            return False
+        jobs, bias = self.tiles * winograd_select.pixel_tiles(m, y.height, y.width), node.params["bias"]
+        config = winograd_select.winograd_config(m, inputs, oc, jobs)
+        size = winograd_select.packed_bytes(inputs, oc, config) + bias.nbytes
+        cost = self.moved(reads, {"y": y})
+        cost = replace(cost, read=cost.read + size, macs=self.batch * y.height * y.width * weight.size,
+                       walked=winograd_select.walked_multiplications(inputs, oc, jobs, config))
+        self.emit((node,), "winograd_f32", "Winograd", reads, {"y": y},
+                  weights=LaneWeights(node.name, weight, bias, 1, size), config=config, cost=cost, padding=tuple(padding),
+                  channels=(inputs, oc), limits=_limits(node))
+        return True
 
     def conv2d(self, node: Node) -> None:
         a, x = node.attrs, self.map(node.inputs[0])
@@ -230,17 +253,22 @@ class LanesLowering:
                       cost=Cost(self.tiles * x.bytes, self.batch * x.channels * 4))
 
 
-def build_lanes_plan(graph: Graph, batch: int) -> LanesPlan:
+def build_lanes_plan(graph: Graph, batch: int, *, convolution: str = "auto") -> LanesPlan:
     """The plan of all members of ``graph`` (they share the nodes they have in common) for ``batch`` images.
 
-    The graph must be lowered. Raises GraphError, or UnsupportedError for quantized nodes and for maps beyond 32-bit offsets.
+    convolution: ``auto`` lets 3 x 3 layers run by Winograd where that is estimated to be faster; ``direct`` computes every sum in
+    the order of the CPU's direct kernels. The graph must be lowered. Raises GraphError, InputError for another ``convolution``, or
+    UnsupportedError for quantized nodes and for maps beyond 32-bit offsets.
     """
+    if convolution not in winograd_select.CONVOLUTIONS:
+        raise InputError("image lanes", expected=f"convolution {' or '.join(winograd_select.CONVOLUTIONS)}", got=repr(convolution),
+                         fix="choose one of them")
     verify(graph)
     for node in graph.nodes:
         if not lanes_runnable(node):
             raise UnsupportedError(f"image lanes, {node.op} %{node.name}", expected="operations of float members",
                                    got=f"{node.op} of {node.spec.dtype}", fix="plan quantized members on their own")
-    lowering = LanesLowering(graph, batch)
+    lowering = LanesLowering(graph, batch, convolution=convolution)
     lowering.run()
     slots = place(lowering.steps)
     largest = max(slot.tile_bytes // 4 for slot in slots)

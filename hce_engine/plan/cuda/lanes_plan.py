@@ -105,8 +105,39 @@ class ConvConfig:
     def values(self) -> tuple[int, int, int, int, int, int]:
         return (self.pixels, self.channels, self.channel_warps, self.pixel_warps, self.chunk_lines, self.blocks)
 
+    @property
+    def packing(self) -> tuple[int, ...]:
+        """What the order of packed weights depends on."""
+        return (self.channels,)
+
     def __str__(self) -> str:
         return f"{self.pixels}x{self.channels} warps={self.channel_warps}x{self.pixel_warps} chunk={self.chunk_lines}"
+
+
+@dataclass(frozen=True)
+class WinogradConfig:
+    """Of csrc/cuda/lanes.h. output: m of F(m x m, 3 x 3).  tiles, channels: register tile, tiles of m x m pixels and outputs.
+    channel_groups, tile_groups: how often a thread block has it.  chunk: input channels transformed at a time.  blocks 0 lets
+    the launch fill the device."""
+
+    output: int
+    tiles: int
+    channels: int
+    channel_groups: int
+    tile_groups: int
+    chunk: int
+    blocks: int = 0
+
+    def values(self) -> tuple[int, int, int, int, int, int, int]:
+        return (self.output, self.tiles, self.channels, self.channel_groups, self.tile_groups, self.chunk, self.blocks)
+
+    @property
+    def packing(self) -> tuple[int, ...]:
+        return (self.output, self.channels)
+
+    def __str__(self) -> str:
+        m = self.output
+        return f"F({m}x{m}, 3x3) {self.tiles}x{self.channels} groups={self.channel_groups}x{self.tile_groups} chunk={self.chunk}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +164,7 @@ class LaneStep:
     writes: Mapping[str, LaneMap]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     weights: LaneWeights | None = None
-    config: ConvConfig | None = None
+    config: ConvConfig | WinogradConfig | None = None
     member: str = ""
     cost: Cost = field(default_factory=Cost)
     launches: int = 1

@@ -10,6 +10,9 @@ P pixels x O channels x 4 images takes
 and both proceed at once, so the larger counts. An output count is cut evenly, so it wastes nothing; an odd row does, with
 P = 2: its last pixel is computed twice. Where a launch has fewer warps than the GPU can hold, time stops falling with the
 work per warp: small batches therefore get smaller tiles.
+
+What a warp does besides, once per tile and per tap, hardly depends on the tile; it counts where this kernel is compared with
+the Winograd ones (winograd_select.py).
 """
 
 from __future__ import annotations
@@ -19,12 +22,16 @@ from .lanes_plan import TILE, ConvConfig
 CONV_WARPS = 4  # most warps of a thread block, as kConvWarps
 CONV_CHANNELS = {1: 16, 2: 12}  # most channels for each number of pixels, as kConvChannels
 RUNS = 4  # runs of pixels that a warp computes at a time, as kConvRuns
-# Warps that keep an H200 busy: 132 multiprocessors, 8 warps each (two per scheduler, which hide the latency of the other).
-FILLING_WARPS = 132 * 8
+MULTIPROCESSORS = 132  # of an H200
+# Warps that keep it busy: 8 on each (two per scheduler, which hide the latency of the other).
+FILLING_WARPS = MULTIPROCESSORS * 8
 # Resident weights of a thread block: with 3 or 4 blocks on a multiprocessor more than half of its 228 kB are left to L1,
 # where the inputs are shared between warps.
 RESIDENT_BYTES = 24 * 1024
 CHUNK_BYTES = 12 * 1024  # of each of two buffers, where the weights do not fit
+# Instructions of a warp outside its loop over lines, in the machine code for sm_90a of tiles 2 x 5, 2 x 8 and 1 x 16: where its
+# pixels lie, bounds, bias; residual, clamp and store of each of P x O quads of images; and addresses of each tap.
+JOB_INSTRUCTIONS, QUAD_INSTRUCTIONS, TAP_INSTRUCTIONS = 340, 38, 30
 
 
 def _up(a: int, b: int) -> int:
@@ -63,6 +70,14 @@ def conv_config(outputs: int, groups: int, lines: int, rows: int, width: int) ->
     line = channel_warps * _stride(channels) * 4
     chunk = lines if lines * line <= RESIDENT_BYTES else _up(lines, _up(lines, max(CHUNK_BYTES // line, 1)))
     return ConvConfig(pixels, channels, channel_warps, CONV_WARPS // channel_warps, chunk)
+
+
+def conv_cycles(outputs: int, groups: int, lines: int, taps: int, rows: int, width: int, config: ConvConfig) -> float:
+    """Estimated cycles of a launch, summed over the multiprocessors of an H200; memory left out. Arguments as of conv_config."""
+    p, o = config.pixels, config.channels
+    warps = _up(rows * _up(width, p), RUNS) * groups * _up(outputs, o)
+    once = (JOB_INSTRUCTIONS + QUAD_INSTRUCTIONS * p * o + TAP_INSTRUCTIONS * taps) / 4
+    return lines * _cycles(p, o, outputs, groups, rows, width) + once * max(warps, FILLING_WARPS)
 
 
 def packed_bytes(outputs: int, groups: int, lines: int, config: ConvConfig) -> int:

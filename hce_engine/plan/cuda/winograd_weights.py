@@ -11,6 +11,7 @@ import numpy as np
 
 from ..split import split_evenly
 from ..winograd import WINOGRAD_G
+from .lanes_select import even_channels
 
 G = {
     2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]], np.float64),
@@ -19,16 +20,11 @@ G = {
 """By m, the outputs of a tile in each dimension: [m + 2, 3]."""
 
 
-def largest_part(outputs: int, limit: int) -> int:
-    """Outputs of the larger blocks when ``outputs`` are cut evenly into as few as ``limit`` allows: the register tile."""
-    return max(split_evenly(outputs, limit))
-
-
 def pack_winograd(weight: np.ndarray, m: int, channels: int) -> np.ndarray:
     """float32 ``[OC, C, 3, 3]`` -> [block][C][f / 4][o / 4][f % 4][o % 4], the larger blocks of ``channels`` outputs first,
     zeros where a block has fewer than its multiple of 4."""
     outputs, inputs, kernel_h, kernel_w = weight.shape
-    if (kernel_h, kernel_w) != (3, 3) or m not in G or largest_part(outputs, channels) != channels:
+    if (kernel_h, kernel_w) != (3, 3) or m not in G or even_channels(outputs, channels) != channels:
         raise ValueError("pack_winograd: expected weights [OC, C, 3, 3], m 2 or 4 and channels of an even cut of OC, got "
                          f"{weight.shape}, {m} and {channels}")
     frequencies, stride = (m + 2) ** 2, -(-channels // 4) * 4
