@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hce_engine import _cuda_native
+from hce_engine.plan.cuda.winograd_select import INPUT, OUTPUT
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = {"sm_80", "sm_90a"}
@@ -91,21 +92,41 @@ def test_nothing_spills(resources: dict[tuple[str, str], dict[str, int]]) -> Non
     assert not wrong
 
 
+def _loops(code: list[tuple[int, str, str]]) -> list[list[str]]:
+    """Opcodes of each loop: what lies between a jump backwards and where it leads."""
+    found = []
+    for address, opcode, rest in code:
+        to = re.search(r"0x([0-9a-f]+)", rest) if opcode == "BRA" else None
+        if to and int(to[1], 16) < address:
+            found.append([name for at, name, _ in code if int(to[1], 16) <= at <= address])
+    return found
+
+
 def test_the_inner_loop_is_multiply_adds(
     extension: Path, cuobjdump: str, resources: dict[tuple[str, str], dict[str, int]]
 ) -> None:
     """Of the instructions in the loop of a full register tile, eight in nine do the work; 64 of 68 would beside loads alone."""
     for target in sorted(TARGETS):
         (kernel,) = (k for t, k in resources if t == target and "Conv2dF32ILi2ELi8E" in k)
-        code = _instructions(cuobjdump, extension, target, kernel)
-        best = 0.0
-        for address, opcode, rest in code:
-            to = re.search(r"0x([0-9a-f]+)", rest) if opcode == "BRA" else None
-            if to and int(to[1], 16) < address:
-                body = [name for at, name, _ in code if int(to[1], 16) <= at <= address]
-                if body.count("FFMA") >= 64:
-                    best = max(best, body.count("FFMA") / len(body))
+        loops = _loops(_instructions(cuobjdump, extension, target, kernel))
+        best = max(body.count("FFMA") / len(body) for body in loops if body.count("FFMA") >= 64)
         assert best >= 0.885, f"{target}: {best:.3f}"
+
+
+@pytest.mark.parametrize(("m", "tile"), [(4, "ILi4ELi1ELi8E"), (4, "ILi4ELi2ELi9E"), (2, "ILi2ELi1ELi16E")])
+def test_the_transforms_have_the_instructions_that_plans_count(
+    m: int, tile: str, extension: Path, cuobjdump: str, resources: dict[tuple[str, str], dict[str, int]]
+) -> None:
+    """A loop with the loads of a tile's pixels and the stores of its frequencies, and loops with the stores of its outputs, with and
+    without the loads of a residual; of two alike the longer one is of tiles that reach beyond the map."""
+    (kernel,) = (k for t, k in resources if t == "sm_90a" and "WinogradF32" + tile in k)
+    loops = _loops(_instructions(cuobjdump, extension, "sm_90a", kernel))
+    inputs = [len(b) for b in loops if b.count("STS") == (m + 2) ** 2 == b.count("LDG")]
+    assert min(inputs) == pytest.approx(INPUT[m], rel=0.1)
+    for residual in (False, True):
+        loads = 1 + residual * m * m  # the bias
+        outputs = [len(b) for b in loops if b.count("STG") == m * m and b.count("LDG") == loads]
+        assert len(outputs) == 2 and min(outputs) == pytest.approx(OUTPUT[m, residual], rel=0.1)
 
 
 def test_what_rounds_twice_is_not_contracted(

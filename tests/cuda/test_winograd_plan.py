@@ -50,15 +50,16 @@ def test_the_algorithm_by_shape(shape: tuple[int, int, int, int], m: int) -> Non
     assert select.algorithm(*shape, False) == m
 
 
-def test_memory_bounds_every_algorithm() -> None:
-    """Where maps take longer than arithmetic, direct convolution, which rounds least, is as fast."""
-    assert select.algorithm(16, 7, 32, 32, True) == 4
-    cheap = select.memory_cycles(16 + 7, 32, 32)
-    assert min(select.estimates(16, 7, 32, 32).values()) > cheap
-    assert select.memory_cycles(1, 1, 1, 1) == 128 / select.MEMORY_BYTES_PER_CYCLE
+def test_winograd_must_be_worth_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    direct, small, large = select.estimates(16, 16, 32, 32, False).values()
+    assert large < 0.8 * direct and small < direct
+    for worth, m in ((large / direct * 1.01, 4), (large / direct * 0.99, 0)):
+        monkeypatch.setattr(select, "WORTH", worth)
+        assert select.algorithm.__wrapped__(16, 16, 32, 32, False) == m
 
 
-def test_a_tie_goes_to_the_smaller_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_algorithm_is_faster_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert select.memory_cycles(3, 2, 5, 7) == 3 * 2 * 5 * 7 * 128 / select.MEMORY_BYTES_PER_CYCLE
     monkeypatch.setattr(select, "MEMORY_BYTES_PER_CYCLE", 1e-3)
     assert select.algorithm.__wrapped__(16, 16, 32, 32, False) == 0
 
@@ -69,7 +70,7 @@ def test_every_configuration_is_one_that_the_kernel_has(shape: tuple[int, int, i
     for m in (2, 4):
         for tiles in (1, 3, 128) if min(height, width) >= m else ():
             jobs = tiles * select.pixel_tiles(m, height, width)
-            config = select.winograd_config(m, inputs, outputs, jobs)
+            config = select.winograd_config(m, inputs, outputs, jobs, tiles == 3)
             assert config.output == m and 1 <= config.channels <= host_cuda.WINOGRAD_CHANNELS[m, config.tiles]
             assert even_channels(outputs, config.channels) == config.channels
             assert 1 <= config.channel_groups * config.tile_groups <= host_cuda.WINOGRAD_GROUPS[m]
@@ -85,7 +86,7 @@ def test_the_limits_are_those_of_the_sources(host_cuda: ModuleType) -> None:
 
 
 def test_few_tiles_get_small_blocks() -> None:
-    few, many = (select.winograd_config(4, 64, 64, n * 4) for n in (1, 128))
+    few, many = (select.winograd_config(4, 64, 64, n * 4, False) for n in (1, 128))
     assert few.tiles * few.channels * few.channel_groups < many.tiles * many.channels * many.channel_groups
 
 
@@ -139,6 +140,7 @@ def test_blocks_of_small_width_are_bound_by_instructions(outer: int, side: int) 
     """Why two convolutions are not one kernel, and a batch is not cut into chunks whose maps stay in the second-level cache: both
     save memory traffic alone, and what free traffic would gain at most is less than they cost (docs/LOG.md)."""
     for width in range(4, 17):
-        layers = [min(select.estimates(c, k, side, side).values()) for c, k in ((outer, width), (width, outer))]
+        layers = [min(select.estimates(*shape, side, side, residual).values())
+                  for shape, residual in (((outer, width), False), ((width, outer), True))]
         moved = [select.memory_cycles(channels, side, side) for channels in (outer + width, width + 2 * outer)]
         assert sum(map(max, layers, moved)) < 1.05 * sum(layers)

@@ -23,6 +23,9 @@
 // products are 8 words per output instead of 4.5. So F(4x4) is the faster one where a map fills its tiles; F(2x2) has the
 // smaller error, and smaller tiles.
 //
+// Transforms are issued as 313 instructions (F(4x4)) and 106 per input, 297 and 106 per output, 384 and 138 with a residual; addresses
+// and the clamp are most of what is not arithmetic. hce_engine/plan/cuda/winograd_select.py plans with these counts.
+//
 // Registers: 4 S O accumulators. 18 warps of a block, 5 on one quarter of a multiprocessor, leave 96 registers to a thread of
 // F(4x4); with V's 36 values under way beside them there is room for 44 (S = 1), and for 72 where no sum waits while V is
 // made, because all input channels are one chunk (S = 2). F(2x2) has 16 warps and 128 registers.
@@ -177,7 +180,8 @@ template <int M, int S, int O>
 struct WinogradF32 {
   static constexpr int kSide = M + 2, kFrequencies = kSide * kSide;
   static constexpr int kGroupWarps = kFrequencies / 4;  // a warp multiplies four frequencies
-  static constexpr int kThreads = kWinogradGroups[M] * kGroupWarps * kWarp;
+  static constexpr int kMostGroups = kWinogradGroups[M];
+  static constexpr int kThreads = kMostGroups * kGroupWarps * kWarp;
   static constexpr int kBlocksPerSm = 1;
   static constexpr int kStride = RoundUp4(O);
   static constexpr int kPlane = S * kTile;                // floats of one frequency of one channel
@@ -217,7 +221,10 @@ struct WinogradF32 {
       const WinogradConfig& c = work.a.config;
       const int warp = ctx.Warp(), lane = ctx.Lane(), quad = lane / kLineLanes;
       const int groups = warp / kGroupWarps, quads = warp - groups * kGroupWarps;
-      const int tile_group = groups / c.channel_groups, group = groups - tile_group * c.channel_groups;
+      int tile_group = 0;  // groups / channel_groups, without a division
+      HCE_UNROLL
+      for (int n = 1; n < kMostGroups; ++n) tile_group += groups >= n * c.channel_groups;
+      const int group = groups - tile_group * c.channel_groups;
       block = ctx.BlockY() * c.channel_groups + group;
       v = tile_group * work.lines * kChannel + (quads * 4 + quad) * kPlane + lane % kLineLanes * kImages;
       u = group * c.chunk * kWeights + quads * 4 * kStride + quad * 4;
@@ -247,7 +254,8 @@ struct WinogradF32 {
     const WinogradF32Args& a = work.a;
     const int warps = ctx.Warps(), lane = ctx.Lane();
     int c = ctx.Warp();
-    for (int n = 0; n < a.config.tile_groups * S && base + n < work.jobs; ++n) {
+    for (int n = 0; n < a.config.tile_groups * S && base + n < work.jobs; ++n, c -= channels) {
+      if (c >= channels) continue;
       const Place at(work, base + n);
       float* tile = v + n / S * work.lines * kChannel + n % S * kTile + lane;
       const float* x = a.x.data + at.tile * a.x.tile + (at.i * a.x.row + at.j * a.x.pixel + begin * kTile + lane);
@@ -257,7 +265,6 @@ struct WinogradF32 {
         Transform::InputTile([&](int p, int q) { return LoadReadOnly(Offset(from, work.x[p * kSide + q])); },
                              [to](int p, int q, float value) { to[(p * kSide + q) * kPlane] = value; });
       }
-      c -= channels;
     }
   }
 
@@ -290,20 +297,22 @@ struct WinogradF32 {
     }
   }
 
-  // Output pixels of one tile and channel from its products m; a lane is an image.
+  // Output pixels of one tile and channel from its products m; a lane is an image. kWhole: the tile skips nothing.
+  template <bool kResidual, bool kWhole>
   static device_function void TransformOutputs(const WinogradWork& work, const Place& at, int channel, int lane,
                                                const float* m) {
     const WinogradF32Args& a = work.a;
     const int i = at.i, j = at.j, line = channel * kTile + lane;
     const float* residual = a.residual.data + at.tile * a.residual.tile + (i * a.residual.row + j * a.residual.pixel + line);
-    const bool has_residual = a.residual.data != nullptr;
-    const auto load = [&](int p, int q) {  // v + -0 = v, to the bit
-      return has_residual ? *Offset(residual, work.residual[p * M + q]) : -0.0f;
-    };
     // Of a row before the row above it is written: the compiler cannot know that to be elsewhere.
-    float add[2][M];
-    HCE_UNROLL
-    for (int q = 0; q < M; ++q) add[0][q] = load(0, q);
+    [[maybe_unused]] float add[2][M];
+    const auto load = [&](int p) {
+      if constexpr (kResidual) {
+        HCE_UNROLL
+        for (int q = 0; q < M; ++q) add[p % 2][q] = *Offset(residual, work.residual[p * M + q]);
+      }
+    };
+    load(0);
     const float bias = LoadReadOnly(a.bias + channel);
     float half[M][kSide];
     HCE_UNROLL
@@ -318,18 +327,28 @@ struct WinogradF32 {
     float* y = a.y.data + at.tile * a.y.tile + (i * a.y.row + j * a.y.pixel + line);
     HCE_UNROLL
     for (int p = 0; p < M; ++p) {
-      if (p + 1 < M) {
-        HCE_UNROLL
-        for (int q = 0; q < M; ++q) add[(p + 1) % 2][q] = load(p + 1, q);
-      }
+      if (p + 1 < M) load(p + 1);
       float r[M];
       Transform::OutputRow(half[p], r);
       HCE_UNROLL
       for (int q = 0; q < M; ++q) {
-        const float value = Clamp(Add(Add(r[q], bias), add[p % 2][q]), a.low, a.high);
-        if (p >= at.skip_rows && q >= at.skip_columns) *Offset(y, work.y[p * M + q]) = value;
+        float value = Add(r[q], bias);
+        if constexpr (kResidual) value = Add(value, add[p % 2][q]);
+        if (kWhole || (p >= at.skip_rows && q >= at.skip_columns)) *Offset(y, work.y[p * M + q]) = Clamp(value, a.low, a.high);
       }
     }
+  }
+  // The outputs of one tile, `slot` and every further one of this warp, from the products m of all.
+  template <bool kResidual, bool kWhole, class Context>
+  static device_function int TransformTile(Context& ctx, const WinogradWork& work, const Place& at, int slot, const float* m) {
+    const int warps = ctx.Warps(), lane = ctx.Lane(), first_block = ctx.BlockY() * work.a.config.channel_groups;
+    for (; slot < work.products; slot += warps) {
+      const int g = slot / O, o = slot - g * O, from = first_block + g;
+      const int channel = from * (O - 1) + (from < work.larger_blocks ? from : work.larger_blocks) + o;
+      if (from < work.larger_blocks || (from < work.blocks && o < O - 1))
+        TransformOutputs<kResidual, kWhole>(work, at, channel, lane, m + slot * kChannel);
+    }
+    return slot;
   }
 
   template <class Context>
@@ -337,7 +356,6 @@ struct WinogradF32 {
     const WinogradF32Args& a = work.a;
     float* v = ctx.template Shared<float>();  // [tile group][channel of the chunk, or output][frequency][S][32]
     float* u = v + work.u_offset;             // [channel group][channel of the chunk][kWeights]
-    const int first_block = ctx.BlockY() * a.config.channel_groups;
     const int chunks = S == 1 ? work.chunks : 1, tiles = a.config.tile_groups * S, step = ctx.BlocksX() * tiles;
     for (int base = ctx.BlockX() * tiles; base < work.jobs; base += step) {
       Accumulators acc = {};
@@ -369,18 +387,16 @@ struct WinogradF32 {
         }
       }
       ctx.Sync();  // the products are there for all
-      const int warps = ctx.Warps(), lane = ctx.Lane();
       int slot = ctx.Warp();
-      for (int n = 0; n < tiles && base + n < work.jobs; ++n) {
+      for (int n = 0; n < tiles && base + n < work.jobs; ++n, slot -= work.products) {
+        if (slot >= work.products) continue;
         const Place at(work, base + n);
-        const float* m = v + n / S * work.lines * kChannel + n % S * kTile + lane;
-        for (; slot < work.products; slot += warps) {
-          const int g = slot / O, o = slot - g * O, from = first_block + g;
-          const int channel = from * (O - 1) + (from < work.larger_blocks ? from : work.larger_blocks) + o;
-          if (from < work.larger_blocks || (from < work.blocks && o < O - 1))
-            TransformOutputs(work, at, channel, lane, m + slot * kChannel);
-        }
-        slot -= work.products;
+        const float* m = v + n / S * work.lines * kChannel + n % S * kTile + ctx.Lane();
+        const bool whole = (at.skip_rows | at.skip_columns) == 0;
+        if (a.residual.data)
+          slot = whole ? TransformTile<true, true>(ctx, work, at, slot, m) : TransformTile<true, false>(ctx, work, at, slot, m);
+        else
+          slot = whole ? TransformTile<false, true>(ctx, work, at, slot, m) : TransformTile<false, false>(ctx, work, at, slot, m);
       }
     }
   }

@@ -137,11 +137,12 @@ class LanesLowering:
         oc, inputs = weight.shape[:2]
         if self.convolution == "direct":
             return False
-        m = winograd_select.algorithm(inputs, oc, y.height, y.width, "residual" in reads)
+        residual = "residual" in reads
+        m = winograd_select.algorithm(inputs, oc, y.height, y.width, residual)
         if not m:
             return False
         jobs, bias = self.tiles * winograd_select.pixel_tiles(m, y.height, y.width), node.params["bias"]
-        config = winograd_select.winograd_config(m, inputs, oc, jobs)
+        config = winograd_select.winograd_config(m, inputs, oc, jobs, residual)
         size = winograd_select.packed_bytes(inputs, oc, config) + bias.nbytes
         cost = self.moved(reads, {"y": y})
         cost = replace(cost, read=cost.read + size, macs=self.batch * y.height * y.width * weight.size,

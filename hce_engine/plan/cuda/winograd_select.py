@@ -1,23 +1,25 @@
 """Which 3 x 3 layers of float members run by Winograd on image lanes, and with which configuration. The only place that decides it.
 
 The rule knows shapes alone, never timing, and the algorithm not even the number of images: it sets the bytes of a result, which
-may depend on the image alone. It is the one of least estimated time for REFERENCE_TILES tiles of 32 images; the configuration, which
-does not show in results, is that of the actual number. Estimates are cycles, in the unit of lanes_select.conv_cycles, of the kernel's
-three phases (csrc/cuda/kernels/winograd_f32.h). A thread block of W warps takes T tiles of m x m pixels through them together:
+may depend on the image alone. It is the one of least estimated time for REFERENCE_TILES tiles of 32 images, if it is WORTH its
+larger error; the configuration, which does not show in results, is that of the actual number. No algorithm is faster than
+memory: maps are read and written once.
+
+Estimates are cycles, in the unit of lanes_select.conv_cycles, of the three phases of csrc/cuda/kernels/winograd_f32.h. A thread
+block of W warps takes T tiles of m x m pixels through them together; F = (m + 2)^2 frequencies are F / 4 warps per S tiles and O
+outputs:
 
     transform inputs    T C times    INPUT[m] instructions of one warp
-    multiply            C times      4 S O multiply-adds, S + O / 4 loads and about 5 more, of every warp; F = (m + 2)^2 frequencies
-                                     are F / 4 warps per block of O outputs and S tiles
-    transform outputs   T K times    OUTPUT[m] instructions of one warp
+    multiply            C times      4 S O multiply-adds, S + O / 4 loads and about 5 more, of every warp
+    transform outputs   T K times    OUTPUT[m, residual] instructions of one warp
 
-and every warp looks up where each tile lies. Four instructions are issued per cycle; L1 and shared memory give 128 bytes per cycle.
-Barriers part the phases, so a block that is alone on its multiprocessor also waits for loads and for the quarter with the most
-warps; several blocks fill each other's gaps. The counts of instructions are those of the machine code for sm_90a of CUDA 13 (F(4x4)
-of 2 x 9 and 1 x 8, F(2x2) of 2 x 8 and 1 x 16); of the 313 and 457 of F(4x4), 144 and 132 are the transform's arithmetic, bias,
-residual and all, 72 its loads and stores of inputs, the others addresses, the clamp and offsets read from constant memory.
+and a warp looks up where a tile lies before it takes a part of it. Four instructions are issued per cycle; L1 and shared memory
+give 128 bytes. Barriers part the phases, so a block that is alone on its multiprocessor also waits for loads, and for the quarter
+with the most warps; several blocks fill each other's gaps.
 
-No algorithm is faster than memory: maps are read and written once. Of those that tie the one with the smaller error is taken: direct,
-then F(2x2).
+The counts are those of the machine code for sm_90a of CUDA 13.0 (F(4x4) of 2 x 9 and 1 x 8, F(2x2) of 1 x 16, tiles inside the
+map); tests/cuda/test_build.py compares them with what was compiled. Of the 313 and 297 of F(4x4), 144 and 116 are the arithmetic
+of the transforms and the bias, 72 and 53 loads and stores; most of the others are addresses and the clamp.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from .lanes_select import MULTIPROCESSORS, conv_config, conv_cycles, even_channe
 
 CONVOLUTIONS = ("auto", "direct")
 REFERENCE_TILES = 32  # 1,024 images
+# F(2x2) rounds more than the direct kernel and F(4x4) more than F(2x2): each must take at most this share of the other's time.
+WORTH = 0.95
 
 CHANNELS = {(2, 1): 16, (2, 2): 10, (4, 1): 11, (4, 2): 9}
 """Most outputs of a register tile by (m, tiles), as kWinogradChannels."""
@@ -40,9 +44,10 @@ MOST_CHUNK = 256  # as kWinogradChunk
 # Of one thread block; every GPU from sm_80 on gives it, so one plan fits all. The 227 kB of an H200 would save up to a tenth.
 SHARED_BYTES = 96 * 1024
 
-INPUT, OUTPUT = {2: 106, 4: 313}, {2: 153, 4: 457}
-INPUT_PLACE, OUTPUT_PLACE = 75, 80  # of every warp, for each tile of a phase
-PASS = 220  # of every warp, once: accumulators cleared and stored, addresses of its share, barriers
+INPUT = {2: 106, 4: 313}
+OUTPUT = {(2, False): 106, (2, True): 138, (4, False): 297, (4, True): 384}
+INPUT_PLACE, OUTPUT_PLACE = 80, 70  # of a warp, for each tile of which it has a part
+PASS = 190  # of every warp, once: accumulators cleared and stored, addresses of its share, barriers
 STAGE = 15  # of a copy of 16 bytes of weights by each thread
 # Assumed, cycles: until a load that misses L1 arrives while others are under way, and until one from shared memory does.
 LOAD_LATENCY, SHARED_LATENCY = 700, 30
@@ -95,11 +100,13 @@ class _Phase:
         return _Phase(count * self.busy, count * self.alone)
 
 
-def _transform(jobs: int, instructions: int, lines: int, place: int, warps: int) -> _Phase:
-    """jobs: of one warp each, of ``lines`` accesses to L1 or shared memory.  place: instructions of every warp before."""
-    quarter = _quarter(jobs, warps) * instructions + place * _up(warps, 4)
-    longest = _up(jobs, warps) * (instructions + LOAD_LATENCY) + place
-    return _Phase(max((jobs * instructions + place * warps) / 4, jobs * lines), max(quarter + LOAD_LATENCY, longest, jobs * lines))
+def _transform(tiles: int, parts: int, instructions: int, lines: int, place: int, warps: int) -> _Phase:
+    """parts: of each tile, of one warp each and of ``lines`` accesses to L1 or shared memory."""
+    jobs, looked_up = tiles * parts, tiles * min(parts, warps)
+    quarter = _quarter(jobs, warps) * instructions + _up(looked_up, 4) * place
+    longest = _up(jobs, warps) * (instructions + LOAD_LATENCY) + _up(looked_up, warps) * place
+    busy = max((jobs * instructions + looked_up * place) / 4, jobs * lines)
+    return _Phase(busy, max(quarter + LOAD_LATENCY, longest, jobs * lines))
 
 
 def _multiply(config: WinogradConfig, channels: int, staged: bool, warps: int) -> _Phase:
@@ -112,17 +119,17 @@ def _multiply(config: WinogradConfig, channels: int, staged: bool, warps: int) -
     return _Phase(max(warps * own / 4, lines), max(_up(warps, 4) * own, own + channels * SHARED_LATENCY, lines))
 
 
-def winograd_cycles(config: WinogradConfig, inputs: int, outputs: int, jobs: int) -> float:
+def winograd_cycles(config: WinogradConfig, inputs: int, outputs: int, jobs: int, residual: bool) -> float:
     """Estimated cycles of a launch, summed over the multiprocessors of an H200; memory left out. jobs: tiles of pixels, of all maps."""
     m, groups, o = config.output, config.channel_groups, config.channels
     f, tiles = frequencies(m), config.tiles * config.tile_groups
     warps = groups * config.tile_groups * f // 4
-    kept = min(groups * o, outputs)
     block = _Phase(PASS * warps / 4, PASS * _up(warps, 4))
-    block += _transform(tiles * kept, OUTPUT[m], f + 2 * m * m, tiles * OUTPUT_PLACE, warps)
+    kept, lines = min(groups * o, outputs), f + (2 if residual else 1) * m * m
+    block += _transform(tiles, kept, OUTPUT[m, residual], lines, OUTPUT_PLACE, warps)
     full, rest = divmod(inputs, config.chunk)
     for count, channels in ((full, config.chunk), (min(rest, 1), rest)):
-        chunk = _transform(tiles * channels, INPUT[m], 2 * f, tiles * INPUT_PLACE, warps)
+        chunk = _transform(tiles, channels, INPUT[m], 2 * f, INPUT_PLACE, warps)
         block += (chunk + _multiply(config, channels, config.chunk < inputs, warps)).times(count)
 
     columns, passes = _up(_up(outputs, o), groups), _up(jobs, tiles)
@@ -151,12 +158,12 @@ def _configurations(m: int, inputs: int, outputs: int) -> Iterator[WinogradConfi
 
 
 @lru_cache(maxsize=1024)
-def winograd_config(m: int, inputs: int, outputs: int, jobs: int) -> WinogradConfig:
+def winograd_config(m: int, inputs: int, outputs: int, jobs: int, residual: bool) -> WinogradConfig:
     """For ``jobs`` tiles of m x m pixels, of all maps."""
-    return min(_configurations(m, inputs, outputs), key=lambda config: winograd_cycles(config, inputs, outputs, jobs))
+    return min(_configurations(m, inputs, outputs), key=lambda config: winograd_cycles(config, inputs, outputs, jobs, residual))
 
 
-def estimates(inputs: int, outputs: int, height: int, width: int, tiles: int = REFERENCE_TILES) -> dict[int, float]:
+def estimates(inputs: int, outputs: int, height: int, width: int, residual: bool, tiles: int = REFERENCE_TILES) -> dict[int, float]:
     """Estimated cycles, memory left out, of a 3 x 3 layer by algorithm: 0 for the direct kernel, and m of those F(m x m, 3 x 3) for
     which the map has a tile."""
     shape = (outputs, 1, 9 * inputs)
@@ -164,7 +171,7 @@ def estimates(inputs: int, outputs: int, height: int, width: int, tiles: int = R
     for m in (2, 4):
         if min(height, width) >= m:
             jobs = tiles * pixel_tiles(m, height, width)
-            found[m] = winograd_cycles(winograd_config(m, inputs, outputs, jobs), inputs, outputs, jobs)
+            found[m] = winograd_cycles(winograd_config(m, inputs, outputs, jobs, residual), inputs, outputs, jobs, residual)
     return found
 
 
@@ -177,8 +184,12 @@ def memory_cycles(channels: int, height: int, width: int, tiles: int = REFERENCE
 def algorithm(inputs: int, outputs: int, height: int, width: int, residual: bool) -> int:
     """m of F(m x m, 3 x 3), or 0 for the direct kernel, of a layer with stride 1 and one group. height, width: of its output."""
     memory = memory_cycles(inputs + outputs * (2 if residual else 1), height, width)
-    times = {m: max(cycles, memory) for m, cycles in estimates(inputs, outputs, height, width).items()}
-    return min(times, key=lambda m: (times[m], m))
+    times = {m: max(cycles, memory) for m, cycles in estimates(inputs, outputs, height, width, residual).items()}
+    best = 0
+    for m in (2, 4):
+        if m in times and times[m] <= WORTH * times[best]:
+            best = m
+    return best
 
 
 def packed_bytes(inputs: int, outputs: int, config: WinogradConfig) -> int:
