@@ -126,7 +126,7 @@ def test_the_transforms_have_the_instructions_that_plans_count(
     for residual in (False, True):
         loads = 1 + residual * m * m  # the bias
         outputs = [len(b) for b in loops if b.count("STG") == m * m and b.count("LDG") == loads]
-        assert len(outputs) == 2 and min(outputs) == pytest.approx(OUTPUT[m, residual], rel=0.1)
+        assert outputs and min(outputs) == pytest.approx(OUTPUT[m, residual], rel=0.1)
 
 
 def test_what_rounds_twice_is_not_contracted(

@@ -2,7 +2,7 @@
 
 Fusions decided here: residuals and clamps are in the graph's convolutions already; a flatten before a linear layer becomes a
 convolution with the map's size as kernel; a strided slice and its channel padding are one copy. These are the choices of the
-CPU's lowering, so that sums have the same order as there.
+CPU's lowering, so that sums of direct kernels have the same order as there.
 """
 
 from __future__ import annotations
