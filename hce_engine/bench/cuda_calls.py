@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backends.cuda.runtime import Runtime
-from .peers import CudaSession
+from .cuda_device import Device
+from .peers import CudaSession, Runtime
 
 Constants = tuple[np.ndarray, np.ndarray] | None  # scale and offset of networks.normalization
 
@@ -57,22 +57,26 @@ class HostCall:
     """
 
     def __init__(
-        self, runtime: Runtime, images: np.ndarray, sessions: Sequence[CudaSession], constants: Sequence[Constants], compiled: bool
+        self, device: Device, images: np.ndarray, sessions: Sequence[CudaSession], constants: Sequence[Constants], compiled: bool
     ) -> None:
-        self.runtime, self.images = runtime, images
-        self._pixels = torch.zeros(images.shape, dtype=torch.from_numpy(images[:0]).dtype, device=runtime.device)
+        self.device, self.images = device, images
+        runtime, dtype = device.runtime, torch.from_numpy(images[:0]).dtype
         self._network = DeviceCall(runtime, sessions)
-        self._rows = np.zeros(tuple(self._network.logits.shape), np.float32)
+        self._staged = device.pinned(images.shape, dtype)
+        self._pixels = torch.zeros(images.shape, dtype=dtype, device=runtime.device)
         self._loads = [runtime.prepare(load) for load in
                        (_loader(self._pixels, s.input, c, compiled) for s, c in zip(sessions, constants, strict=True))]
+        self._logits = device.pinned(tuple(self._network.logits.shape), torch.float32)
 
     def __call__(self) -> np.ndarray:
-        self.runtime.upload(self.images, self._pixels)
+        np.copyto(self._staged.numpy(), self.images)
+        self._pixels.copy_(self._staged, non_blocking=True)
         for load in self._loads:
             load()
         self._network()
-        self.runtime.download(self._network.result(), self._rows)
-        return self._rows
+        self._logits.copy_(self._network.result(), non_blocking=True)
+        self.device.wait()
+        return self._logits.numpy()
 
 
 def _loader(pixels: Tensor, input: Tensor, constants: Constants, compiled: bool) -> Callable[[], None]:

@@ -12,11 +12,11 @@ import torch
 
 from ..backends.cuda import gpu
 from ..backends.cuda.backend import CudaBackend
-from ..backends.cuda.runtime import Runtime
 from ..graph import Graph
 from .cuda_arithmetic import IEEE, with_arithmetic
 from .cuda_clocks import Clocks, ask
 from .cuda_timer import CudaEvents
+from .peers import Runtime
 from .turns import HostClock, Timer
 
 _SMI = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit", "persistence_mode", "ecc.mode.current", "mig.mode.current")
@@ -38,6 +38,12 @@ class Device(Protocol):
     runtime: Runtime
     arithmetic: str
     name: str
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Host memory that the GPU can reach."""
+
+    def wait(self) -> None:
+        """The host waits for the current stream."""
 
     def backend(self, graph: Graph) -> Backend:
         """Our engine for a graph whose members all vote."""
@@ -63,12 +69,17 @@ class Gpu:
 
     def __init__(self, arithmetic: str = IEEE) -> None:
         self._options = with_arithmetic(arithmetic, CudaBackend, "bench --device cuda")
-        runtime = gpu.GpuRuntime()
-        self.runtime: Runtime = runtime
-        self.arithmetic, self.index = arithmetic, runtime.index
+        self.runtime: Runtime = gpu.GpuRuntime()
+        self.arithmetic, self.index = arithmetic, torch.cuda.current_device()
         self._properties = torch.cuda.get_device_properties(self.index)
         self.name = self._properties.name
         self._id = f"GPU-{self._properties.uuid}"  # nvidia-smi counts GPUs that this process may not see
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def wait(self) -> None:
+        torch.cuda.current_stream(self.index).synchronize()
 
     def backend(self, graph: Graph) -> Backend:
         return CudaBackend(graph, **self._options)

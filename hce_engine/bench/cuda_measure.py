@@ -165,13 +165,12 @@ class _Setting(Comparison):
     def join(self, parts: Sequence[Part], built: Sequence[Built]) -> Admission:
         checks = [part.check for part in built]
         sessions = [part.session for part in built if isinstance(part.session, CudaSession)]
-        runtime = self.device.runtime
         if self.path == DEVICE:
-            return Admission(DeviceCall(runtime, sessions), checks)
+            return Admission(DeviceCall(self.device.runtime, sessions), checks)
         peers = [self.crew[part.peer] for part in parts]
         constants = [normalization(self.subject.graph.only(part.network)) for part in parts]
         compiled = all(isinstance(peer, CudaPeer) and peer.compiled for peer in peers)
-        call = HostCall(runtime, self.subject.batch(self.batch), sessions, constants, compiled)
+        call = HostCall(self.device, self.subject.batch(self.batch), sessions, constants, compiled)
         return Admission(call, [*checks, self._same_from_host(call, parts, sessions, peers)])
 
     def _same_from_host(self, call: HostCall, parts: Sequence[Part], sessions: Sequence[CudaSession], peers: Sequence[Peer]) -> Check:

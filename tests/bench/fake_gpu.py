@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,10 +11,29 @@ import numpy as np
 import torch
 
 from hce_engine.backends import reference
-from hce_engine.backends.cuda.ensemble import Timing
-from hce_engine.backends.cuda.runtime import Interpreted
 from hce_engine.bench.cuda_clocks import Clocks
 from hce_engine.graph import Graph
+
+
+@dataclass(frozen=True)
+class FakeTiming:
+    """As of an ensemble that was measured."""
+
+    sequential: float = 0.004
+    streams: float = 0.003
+    parts: tuple[float, ...] = (0.002, 0.002)
+    mode = "streams"
+    overlap = 0.5
+
+
+class FakeRuntime:
+    """What is captured is what runs."""
+
+    device = "cpu"
+
+    def prepare(self, run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        return run
 
 
 class FakeBackend:
@@ -35,8 +55,8 @@ class FakeBackend:
         mean = self.change(reference.mean_logits([logits[m.name] for m in self.graph.members]))
         return {"ensemble": torch.from_numpy(mean) if as_tensor else mean}
 
-    def timing(self, batch: int) -> Timing | None:
-        return Timing(0.004, 0.003, (0.002, 0.002)) if len(self.graph.members) > 1 else None
+    def timing(self, batch: int) -> FakeTiming | None:
+        return FakeTiming() if len(self.graph.members) > 1 else None
 
 
 class FakeTimer:
@@ -59,10 +79,16 @@ class FakeDevice:
     name, arithmetic = "a GPU", "ieee"
 
     def __init__(self, backend: Callable[[Graph], Any] = FakeBackend) -> None:
-        self.runtime, self.make = Interpreted(), backend
+        self.runtime, self.make = FakeRuntime(), backend
         self.backends: list[Any] = []
         self.timed: list[str] = []
-        self.released = 0
+        self.waits = self.released = 0
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def wait(self) -> None:
+        self.waits += 1
 
     def backend(self, graph: Graph) -> Any:
         self.backends.append(self.make(graph))

@@ -25,7 +25,7 @@ KEYS = {
     "engine", "member", "batch", "path", "runs", "versions", "skipped", "verified", "check", "build_seconds", "images_per_second", "seconds",
     "noisy", "against", "rounds", "precision", "tf32", "concurrency",
 }
-pytestmark = pytest.mark.usefixtures("quiet_machine", "cuda_device")
+pytestmark = pytest.mark.usefixtures("quiet_machine")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def run(artifact: Artifact, sample: Sample, device: FakeDevice, *peers: type[CudaPeer], **options: Any) -> tuple[dict[str, Any], dict[Any, Any]]:
     settings = {"batches": (4,), "rounds": 6, "seconds": 0.001, **options}
-    report = measure(artifact, [peer(device.runtime) for peer in peers], sample, device, **settings)  # type: ignore[arg-type]
+    report = measure(artifact, [peer(device.runtime) for peer in peers], sample, device, **settings)
     return report, {(row["path"], row["engine"], row["member"]): row for row in report["rows"]}
 
 

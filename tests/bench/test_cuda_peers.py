@@ -13,19 +13,19 @@ import pytest
 import torch
 
 from hce_engine.artifact import Artifact
-from hce_engine.backends.cuda.runtime import Interpreted
 from hce_engine.bench.peers import CUDA_PEERS
 from hce_engine.bench.peers.cuda_onnx_runtime import PROVIDER, OnnxRuntimeCuda
 from hce_engine.bench.peers.cuda_torch import float32_products
 from hce_engine.bench.sample import Sample
 from hce_engine.bench.subject import Subject
+from tests.bench.fake_gpu import FakeRuntime
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other projects' warnings are not ours to fail on
 
 
 @pytest.fixture
-def runtime(cuda_device: str) -> Interpreted:
-    return Interpreted()
+def runtime() -> FakeRuntime:
+    return FakeRuntime()
 
 
 def at(address: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -111,7 +111,7 @@ def fake_tensorrt(seen: dict[str, Any]) -> ModuleType:
 
 
 @pytest.mark.parametrize("name", ["tensorrt-fp32", "tensorrt-fp16"])
-def test_tensorrt_is_built_for_one_batch(name: str, ensemble: Artifact, noise: Sample, runtime: Interpreted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_is_built_for_one_batch(name: str, ensemble: Artifact, noise: Sample, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(seen))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream([], "current"))
@@ -125,7 +125,7 @@ def test_tensorrt_is_built_for_one_batch(name: str, ensemble: Artifact, noise: S
         peer.build(subject.network("o"), 4, 1)
 
 
-def test_onnx_runtime_computes_on_a_stream_of_ours(ensemble: Artifact, noise: Sample, runtime: Interpreted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_runtime_computes_on_a_stream_of_ours(ensemble: Artifact, noise: Sample, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     real = pytest.importorskip("onnxruntime")
     seen: dict[str, Any] = {}
     log: list[str] = []
@@ -183,7 +183,7 @@ def test_tf32_is_as_asked_and_put_back() -> None:
         assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before
 
 
-def test_packages_that_are_not_there_are_named(runtime: Interpreted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_not_there_are_named(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntimeCuda, "packages", ("no-such-package",))
     assert OnnxRuntimeCuda(runtime).missing() == "no-such-package not installed; pip install onnxruntime-gpu onnx"
     assert CUDA_PEERS["torch-fp32"](runtime).missing() is None

@@ -24,7 +24,7 @@ def test_our_back_end_is_measured_by_members_and_together(cuda_device: str, host
     sample = random_images(SPEC)
     sample = replace(sample, images=sample.images[:5], calibration=sample.calibration[:2])
     device = FakeDevice(lambda graph: CudaBackend(graph, "cpu", extension=host_cuda, poison=True))
-    report = measure(artifact, [TorchFp32(device.runtime)], sample, device, batches=(4,), rounds=1, seconds=0.001)  # type: ignore[arg-type]
+    report = measure(artifact, [TorchFp32(device.runtime)], sample, device, batches=(4,), rounds=1, seconds=0.001)
     rows = {(row["path"], row["engine"], row["member"]): row for row in report["rows"]}
     assert len(rows) == 2 * (4 + 3)
     for row in rows.values():

@@ -4,13 +4,14 @@
     session.launch()              queues one batch on the current stream, from ``input`` to ``logits``; returns at once
     session()                     the same, and waits for the logits on the host
 
-Peers are made for a :class:`Runtime` of our back end: what captures CUDA graphs and owns pinned memory is shared.
+What captures CUDA graphs is the runtime of our back end (:class:`Runtime`), so that peers are captured as we are.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -18,8 +19,15 @@ from torch import Tensor
 
 from .peer import Network, Peer, Session
 
-if TYPE_CHECKING:
-    from ...backends.cuda.runtime import Runtime  # imports Triton, which the CPU's comparison does without
+
+class Runtime(Protocol):
+    """device: for tensors."""
+
+    @property
+    def device(self) -> str: ...
+
+    def prepare(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Runs ``run`` once and captures it; returns what repeats it on the current stream."""
 
 
 class CudaSession(Session):

@@ -5,17 +5,14 @@ Written for the Python API of TensorRT 10: explicit batch, tensors by address, `
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .cuda_peer import CudaPeer, CudaSession
+from .cuda_peer import CudaPeer, CudaSession, Runtime
 from .onnx_model import INPUT, OUTPUT, to_onnx
 from .peer import Network
-
-if TYPE_CHECKING:
-    from ...backends.cuda.runtime import Runtime
 
 
 class TensorRtSession(CudaSession):

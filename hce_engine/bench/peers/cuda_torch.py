@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...training.graph_module import GraphModule
-from .cuda_peer import CudaPeer, CudaSession
+from .cuda_peer import CudaPeer, CudaSession, Runtime
 from .peer import Network
-
-if TYPE_CHECKING:
-    from ...backends.cuda.runtime import Runtime
 
 
 @contextmanager
