@@ -32,7 +32,7 @@ from .conditions import Watch
 from .cuda_calls import DeviceCall, HostCall
 from .cuda_device import Backend, Device
 from .measure import ROUNDS, SECONDS
-from .networks import normalization
+from .networks import is_float, normalization
 from .peers import CudaPeer, CudaSession, Peer, Session
 from .report import OURS, add_verdicts, claims, setting_of
 from .sample import Sample
@@ -114,7 +114,8 @@ class _Setting(Comparison):
     def own_row(self, member: str) -> None:
         names = [m.name for m in self.subject.graph.voters] if member == ENSEMBLE else [member]
         runs = f"{member} from pixels" if member != ENSEMBLE else f"{', '.join(names)} from pixels, mean on the GPU"
-        facts = {"precision": self.device.arithmetic, "tf32": False, "concurrency": None}
+        multiplied = self.device.arithmetic if any(is_float(self.subject.graph, name) for name in names) else "codes"
+        facts = {"precision": multiplied, "tf32": False, "concurrency": None}
         row = self.add(OURS, member, runs, {"hce_engine": __version__}, facts)
         own = self._engine(member, names)
         if isinstance(own, str):

@@ -69,6 +69,7 @@ def test_a_report_has_both_paths_with_every_row(ensemble: Artifact, noise: Sampl
         "mode": "streams", "overlap": 0.5, "seconds": {"sequential": 0.004, "streams": 0.003, "parts": [0.002, 0.002]},
     }
     assert rows["device", "hce", "s"]["concurrency"] is None
+    assert [rows["device", "hce", m]["precision"] for m in ("q", "s", "o", "ensemble")] == ["codes", "ieee", "ieee", "ieee"]
     assert [(c["path"], c["precision"], c["ratio"]) for c in report["claims"]] == [
         (path, precision, 2.0) for path in ("device", "host") for precision in ("fp32", "tf32", "fp16", "bf16")
     ]
