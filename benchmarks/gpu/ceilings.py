@@ -8,7 +8,6 @@ mma.sync from wgmma: which of the two a kernel got is read from its PTX. Results
 from __future__ import annotations
 
 import platform
-import subprocess
 import sys
 import time
 from functools import partial
@@ -19,10 +18,10 @@ import torch
 import triton
 import triton.language as tl
 
+from hce_engine.bench.cuda_clocks import FIELDS, ask
 from hce_engine.machine import processor
 
 from . import measure, stage
-from .clocks import FIELDS
 
 NAME = "machine"
 MEBI = 1 << 20
@@ -57,18 +56,9 @@ def environment() -> stage.Result:
     gpu = torch.cuda.get_device_properties(0)
     fields = ("name", "driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem", "pcie.link.gen.current",
               "pcie.link.width.current", "ecc.mode.current", "persistence_mode", "compute_mode", *FIELDS)
-    told = {}
-    for field in fields:
-        try:
-            command = ["nvidia-smi", "-i", "0", f"--query-gpu={field}", "--format=csv,noheader"]
-            asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            break
-        if asked.returncode == 0:
-            told[field] = asked.stdout.strip()
     return {
         "gpu": gpu.name, "capability": list(torch.cuda.get_device_capability()), "multiprocessors": gpu.multi_processor_count,
-        "memory_bytes": gpu.total_memory, "l2_bytes": gpu.L2_cache_size, "nvidia_smi": told, "python": platform.python_version(),
+        "memory_bytes": gpu.total_memory, "l2_bytes": gpu.L2_cache_size, "nvidia_smi": ask(fields), "python": platform.python_version(),
         "torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
         "triton": triton.__version__, "kernel": platform.release(), "processor": processor(), "commit": stage.commit(),
     }

@@ -7,14 +7,15 @@ torch.compile to fuse. Memory is channels_last, cuDNN benchmarks its algorithms,
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from hce_engine.bench.peers.cuda_torch import float32_products
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,9 @@ KINDS = (
 )
 
 
-@contextmanager
-def precision(kind: Kind) -> Iterator[None]:
+def precision(kind: Kind) -> AbstractContextManager[None]:
     """cuDNN as fast as ``kind`` allows; everything is put back."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = kind.tf32
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=kind.tf32):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    return float32_products(tf32=kind.tf32)
 
 
 def convolve(x: Tensor, conv: nn.Conv2d, fused: bool, relu: bool = True, residual: Tensor | None = None) -> Tensor:

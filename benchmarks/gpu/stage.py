@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from hce_engine.atomic import atomic_write
-
-from .clocks import Clocks
+from hce_engine.bench.cuda_clocks import Clocks
 
 SCHEMA_VERSION = 1
 HELD, FAILED, UNSUPPORTED, POISONED, LATE = 0, 1, 3, 70, 75

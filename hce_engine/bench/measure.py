@@ -3,16 +3,16 @@
     report = measure(artifact, peers, sample, batches=(1, 128), threads=(1, 2))
 
 Per batch size and thread count every session is built and checked, every row's threads are counted, and the rows that passed
-are timed in turns. A peer that is missing, fails to build or computes something else is a row that says so.
+are timed in turns (comparison.py). cuda_measure.py does it on a GPU.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,20 +22,18 @@ from ..backends.reference import mean_logits
 from ..errors import UnsupportedError
 from ..machine import processor
 from ..threads import available_threads
-from .checks import Check
+from .comparison import Admission, Built, Comparison, Rows, Say
 from .conditions import ThreadUse, Watch, in_turns, thread_use
 from .memory import keep_freed_memory
 from .peers import PEERS, Peer, Session
-from .report import OURS, add_check, add_times, add_verdicts, claims, new_row
+from .report import OURS, add_verdicts, claims, setting_of
 from .sample import Sample
 from .subject import Subject
-from .turns import Call, interleaved, settle
-from .work import ENSEMBLE, Part, PeerRow, own_rows, peer_rows
+from .turns import Call, HostClock, settle
+from .work import ENSEMBLE, Part
 
 ROUNDS, SECONDS = 9, 0.2
 _COUNTING = 0.1  # seconds over which threads are counted
-Say = Callable[[str], None]
-Rows = list[dict[str, Any]]
 
 
 def measure(
@@ -62,119 +60,68 @@ def measure(
     for batch in batches:
         for count in threads:
             say(f"batch {batch}, {count} thread{'s' * (count > 1)}")
-            setting = _Setting(subject, crew, peers, names, batch, count, limits or {}, say)
+            setting = _Setting(subject, crew, batch, count, limits or {}, say)
+            setting.fill(names, peers)
             watch, restless = Watch(), setting.time(rounds, seconds)
             conditions.append({"batch": batch, "threads": count, "restless_turns": restless, **watch.read(count)})
             all_rows += setting.rows
             del setting  # its sessions make room for those of the next
-    crowded = {(c["batch"], c["threads"]) for c in conditions if c["crowded"]}
+    crowded = {setting_of(condition) for condition in conditions if condition["crowded"]}
     add_verdicts(all_rows, crowded)
     packages = {name: found for peer in peers for name, found in peer.versions().items()}
     return {
         "machine": f"{processor()}, {subject.isa}", "isa": subject.isa, "isa_limits": dict(limits or {}), "sample": sample.source,
         "keeps_freed_memory": kept,
         "versions": {"hce_engine": __version__, "python": platform.python_version(), "numpy": np.__version__, **packages},
-        "round_count": rounds, "turn_seconds": seconds, "conditions": conditions, "claims": claims(all_rows, crowded), "rows": all_rows,
+        "round_count": rounds, "turn_seconds": seconds, "conditions": conditions,
+        "claims": claims(all_rows, crowded, {peer.name: peer.precision for peer in peers}), "rows": all_rows,
     }
 
 
-class _Setting:
-    """One batch size and thread count: sessions, the rows they serve, and the calls of those that may be timed."""
+class _Setting(Comparison):
+    """One batch size and thread count."""
 
     def __init__(
-        self, subject: Subject, crew: Mapping[str, Peer], peers: Sequence[Peer], members: Sequence[str], batch: int, threads: int,
-        limits: Mapping[str, str], say: Say,
+        self, subject: Subject, crew: Mapping[str, Peer], batch: int, threads: int, limits: Mapping[str, str], say: Say
     ) -> None:
-        self.subject, self.batch, self.threads, self.limits, self.say = subject, batch, threads, limits, say
-        self.crew = crew
-        self._sessions: dict[tuple[Part, bool], _Built | str] = {}  # or why there is none
-        self.rows: Rows = []
-        self._calls: dict[str, Call] = {}
-        for member in own_rows(subject.graph, members):
-            self._own_row(member)
-        for row in peer_rows(subject.graph, members, peers):
-            self._peer_row(row)
+        super().__init__(subject, crew, {"batch": batch, "threads": threads}, batch, threads, HostClock(), say)
+        self.limits = limits
 
-    def time(self, rounds: int, seconds: float) -> int:
-        """Adds times to the rows that were verified; how many turns began on a process that was not quiet."""
-        self.say(f"timing {len(self._calls)} rows in {rounds} rounds")
-        series, restless = interleaved(self._calls, rounds, seconds)
-        for row in self.rows:
-            if row["verified"]:
-                add_times(row, series[_name(row)])
-        return restless
-
-    def _own_row(self, member: str) -> None:
+    def own_row(self, member: str) -> None:
         start = perf_counter()
         engine = self.subject.engine(member, self.threads)
         images = self.subject.batch(self.batch)
         runs = f"{member} from pixels, {engine.isa}" if member != ENSEMBLE else f"{', '.join(engine.member_names)} at once from pixels, {engine.isa}"
-        row = new_row(OURS, member, self.batch, self.threads, runs, {"hce_engine": __version__})
+        row = self.add(OURS, member, runs, {"hce_engine": __version__}, _facts(held=True))
         row["build_seconds"] = perf_counter() - start
         call = partial(engine, images)
-        self._admit(row, call, [self.subject.check(member)], _count(call))
+        self.admit(row, Admission(call, [self.subject.check(member)], _count(call)))
 
-    def _peer_row(self, planned: PeerRow) -> None:
-        peer = self.crew[planned.engine]
-        texts = [self.crew[part.peer].describe(self.subject.network(part.network)) for part in planned.parts]
-        runs = f"mean of {' and '.join(texts)}" if planned.member == ENSEMBLE and texts else "".join(texts)
-        row = new_row(planned.engine, planned.member, self.batch, self.threads, runs, peer.versions())
-        row["isa_held"] = not self.limits or bool(set(self.limits) & set(peer.isa_variables))
-        parts = [self._built(part, together=len(planned.parts) > 1) for part in planned.parts]
-        built = [part for part in parts if not isinstance(part, str)]
-        row["skipped"] = planned.skipped or next((part for part in parts if isinstance(part, str)), None)
-        if row["skipped"]:
-            self.rows.append(row)
-            return
-        row["build_seconds"] = sum(part.seconds for part in built)
-        call: Call = built[0].session
-        use = built[0].use
-        if len(built) > 1:
-            call = partial(_mean, [part.session for part in built])
-            use = in_turns([part.use for part in built], _count(call))
-        self._admit(row, call, [part.check for part in built], use)
+    def facts_of(self, peer: Peer) -> dict[str, Any]:
+        return _facts(held=not self.limits or bool(set(self.limits) & set(peer.isa_variables)))
 
-    def _admit(self, row: dict[str, Any], call: Call, checks: Sequence[Check], use: ThreadUse) -> None:
-        """Keeps the row; its call is timed if everything held."""
-        add_check(row, checks, use)
-        self.rows.append(row)
-        if row["verified"]:
-            self._calls[_name(row)] = call
+    def together(self, peer: Peer, parts: int) -> bool:
+        return parts > 1 and peer.own_threads and self.threads > 1
 
-    def _built(self, part: Part, together: bool) -> _Built | str:
-        """The checked session of a network on a peer, or why it cannot be built."""
-        peer = self.crew[part.peer]
-        key = (part, together and peer.own_threads and self.threads > 1)
-        if key not in self._sessions:
-            self.say(f"building {part.network} on {part.peer}")
-            start = perf_counter()
-            try:
-                session = peer.build(self.subject.network(part.network), self.batch, self.threads, together=key[1])
-                seconds = perf_counter() - start
-                check = self.subject.check_peer(session, part.network, peer.precision, self.batch)
-                session.load(self.subject.normalized_batch(part.network, self.batch))
-                self._sessions[key] = _Built(session, check, _count(session), seconds)
-            except Exception as error:  # peers raise whatever they like, and none of it may end the comparison
-                self._sessions[key] = f"{type(error).__name__} while building: {' '.join(str(error).split())[:200]}"
-        return self._sessions[key]
+    def threads_of(self, session: Session) -> ThreadUse:
+        return _count(session)
+
+    def join(self, parts: Sequence[Part], built: Sequence[Built]) -> Admission:
+        checks = [part.check for part in built]
+        if len(built) == 1:
+            return Admission(built[0].session, checks, built[0].use)
+        call = partial(_mean, [part.session for part in built])
+        return Admission(call, checks, in_turns([part.use for part in built if part.use is not None], _count(call)))
 
 
-class _Built(NamedTuple):
-    """A session with its input in place, what its logits and threads were found to be, and how long building it took."""
-
-    session: Session
-    check: Check
-    use: ThreadUse
-    seconds: float
+def _facts(held: bool) -> dict[str, Any]:
+    """Keys of the rows of a CPU."""
+    return {"isa_held": held, "threads_used": None, "processors_used": None}
 
 
 def _count(call: Call) -> ThreadUse:
     settle()
     return thread_use(call, _COUNTING)
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['engine']} {row['member']}"
 
 
 def _mean(sessions: Sequence[Session]) -> np.ndarray:

@@ -37,11 +37,17 @@ def without_normalization(graph: Graph) -> Graph:
     return graph.with_nodes(nodes)
 
 
+def normalization(graph: Graph) -> tuple[np.ndarray, np.ndarray] | None:
+    """(scale, offset), float32 ``[channels]``, of a float graph that normalises its pixels."""
+    norm = next((node for node in graph.nodes if node.op == "normalize"), None)
+    return None if norm is None else (norm.params["scale"].reshape(-1), norm.params["offset"].reshape(-1))
+
+
 def normalized(graph: Graph, images: np.ndarray, spec: InputSpec) -> np.ndarray:
     """images as the engine takes them -> contiguous float32 ``(N, C, H, W)``, what the first layer of a float graph sees."""
     x = to_nchw(images, spec).astype(np.float32)
-    norm = next((node for node in graph.nodes if node.op == "normalize"), None)
-    if norm is not None:
-        scale, offset = (norm.params[key].reshape(1, -1, 1, 1) for key in ("scale", "offset"))
+    constants = normalization(graph)
+    if constants is not None:
+        scale, offset = (values.reshape(1, -1, 1, 1) for values in constants)
         x = x * scale + offset
     return np.ascontiguousarray(x)

@@ -9,8 +9,9 @@ import numpy as np
 from ..artifact import Artifact
 from ..backends import reference
 from ..engine import Engine
+from ..graph import Graph
 from ..preprocess import to_nchw
-from .checks import Check, logits_of, same_as_reference, same_classes, same_logits
+from .checks import LARGEST_ERROR, Check, largest_error, logits_of, same_as, same_classes, same_logits
 from .networks import is_float, normalized, without_normalization
 from .peers import Network, Session
 from .sample import Sample
@@ -29,6 +30,7 @@ class Subject:
         self._networks: dict[str, Network] = {}
         self._logits: dict[str, np.ndarray] = {}
         self._checks: dict[str, Check] = {}
+        self._references: dict[str, np.ndarray] = {}
 
     def engine(self, member: str, threads: int) -> Engine:
         """Our engine for a row: one member, or all that vote."""
@@ -53,27 +55,49 @@ class Subject:
         return self._networks[member]
 
     def logits(self, member: str) -> np.ndarray:
-        """Our engine's logits of the sample."""
+        """Our CPU engine's logits of the sample."""
         if member not in self._logits:
             self._logits[member] = self.engine(member, 1)(self.sample.images)
         return self._logits[member]
 
     def check(self, member: str) -> Check:
-        """Our engine against the reference back end; an ensemble is the mean of members that are checked one by one."""
+        """Our CPU engine against the reference back end; an ensemble is the mean of members that are checked one by one."""
         if member not in self._checks:
-            voters = [m.name for m in self.graph.voters] if member == ENSEMBLE else [member]
-            graph = self.graph.only(*voters)
             images = self.sample.images[:_REFERENCE_IMAGES]
-            expected = reference.run(graph, to_nchw(images, self.artifact.input))
-            exact = all(not is_float(graph, name) for name in voters)
-            wanted = reference.mean_logits([expected[name] for name in voters])
-            self._checks[member] = same_as_reference(self.engine(member, 1)(images), wanted, exact)
+            self._checks[member] = self.against_reference(member, self.engine(member, 1)(images))
         return self._checks[member]
 
+    def against_reference(self, member: str, logits: np.ndarray, allowed: float = LARGEST_ERROR) -> Check:
+        """logits: of the sample, of which the first few are compared."""
+        graph = self._voters(member)
+        if member not in self._references:
+            images = self.sample.images[:_REFERENCE_IMAGES]
+            expected = reference.run(graph, to_nchw(images, self.artifact.input))
+            self._references[member] = reference.mean_logits([expected[m.name] for m in graph.members])
+        wanted = self._references[member]
+        return same_as("reference", logits[: len(wanted)], wanted, self._exact(graph), allowed)
+
+    def against_cpu(self, member: str, logits: np.ndarray, allowed: float) -> Check:
+        """logits: of the whole sample, by our kernels on another device."""
+        return same_as("CPU", logits, self.logits(member), self._exact(self._voters(member)), allowed)
+
+    def largest_error(self, member: str, arithmetic: str) -> float:
+        """What logits of the row may differ by if floats are multiplied so, of the largest logit."""
+        graph = self._voters(member)
+        return max(largest_error(arithmetic, graph.only(m.name)) for m in graph.members)
+
+    def _voters(self, member: str) -> Graph:
+        """Of a row: one member, or all that vote."""
+        return self.graph.only(*(m.name for m in self.graph.voters)) if member == ENSEMBLE else self.graph.only(member)
+
+    @staticmethod
+    def _exact(graph: Graph) -> bool:
+        return all(not is_float(graph, m.name) for m in graph.members)
+
     def check_peer(self, session: Session, member: str, precision: str, batch: int) -> Check:
-        """A peer's session of a float member against our engine's logits of the same member."""
+        """A peer's session of a float member against our CPU engine's logits of the same member."""
         prepare = partial(normalized, self.graph.only(member), spec=self.artifact.input)
         theirs = logits_of(session, self.sample.images, batch, prepare)
         if precision == "int8":
             return same_classes(theirs, self.logits(member), self.sample.real)
-        return same_logits(theirs, self.logits(member))
+        return same_logits(theirs, self.logits(member), self.largest_error(member, precision))

@@ -46,7 +46,8 @@ def command(
       hce audit model.hce --peers none --sweep --algorithm direct --ratios 0.2,0.25,0.3,0.35,0.4,0.45,0.5,0.55,0.6
     """
     if device not in ("auto", "cpu"):
-        raise UnsupportedError("audit", expected="--device cpu", got=f"--device {device}", fix="leave --device out")
+        raise UnsupportedError("audit", expected="--device cpu, whose layers and peaks it measures", got=f"--device {device}",
+                               fix="leave --device out; `hce bench --device cuda` measures members on a GPU")
     if picture is not None and not sweep:
         raise InputError("--picture", expected="--sweep, which is what it shows", got="none", fix="add --sweep")
     if picture is not None and picture.suffix not in (".png", ".svg"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,29 +11,48 @@ from .bench_gpu import byte_text, describe, show
 from .output import amount, show_table
 
 if TYPE_CHECKING:
+    from ..graph import Graph
     from ..plan.cuda import Gpu
     from ..plan.cuda.ensemble_plan import EnsemblePlan
     from ..plan.cuda.lanes_plan import LanesPlan
 
 
-def describe_ensemble(plan: EnsemblePlan, gpu: Gpu) -> dict[str, Any]:
-    """What ``--json`` carries. ``parts`` are facts of each part; bytes, multiply-accumulates and seconds are of the batch."""
-    from ..plan.cuda.ensemble_plan import ensemble_bound, largest_ensemble_bucket
+class DryRun:
+    """whole: the plan of all members, references included.  voting: of those that vote.  alone: of each by itself, by name."""
+
+    def __init__(self, build: Callable[[Graph], EnsemblePlan], graph: Graph) -> None:
+        self.whole = build(graph)
+        voters = [m.name for m in graph.voters]
+        self.voting = self.whole if len(voters) == len(graph.members) else build(graph.only(*voters))
+        self.alone = {m.name: build(graph.only(m.name)) for m in graph.members}
+
+
+def describe_ensemble(plans: DryRun, gpu: Gpu) -> dict[str, Any]:
+    """What ``--json`` carries. ``parts`` are facts of each part of all members, ``alone`` of each member by itself, ``totals`` of the
+    ensemble; bytes, multiply-accumulates and seconds are of the batch."""
+    from ..plan.cuda.ensemble_plan import largest_ensemble_bucket
     from ..plan.cuda.lanes_plan import LanesPlan
 
-    parts = [describe_lanes(p, gpu) if isinstance(p, LanesPlan) else {"kind": "codes", **describe(p, gpu)} for p in plan.parts]
-    least = ensemble_bound(plan, gpu)
-    totals = [p["totals"] for p in parts]
+    whole, voting = plans.whole, plans.voting
+    parts = [describe_lanes(p, gpu) if isinstance(p, LanesPlan) else {"kind": "codes", **describe(p, gpu)} for p in whole.parts]
     return {
-        "members": list(plan.members), "batch": plan.batch, "gpu": parts[0]["gpu"], "parts": parts,
-        "totals": {
-            "launches": plan.launches, "bytes": sum(t["bytes"] for t in totals) + plan.mean_bytes,
-            "macs": sum(t["macs"] for t in totals), "walked_macs": sum(t["walked_macs"] for t in totals),
-            "weight_bytes": sum(t["weight_bytes"] for t in totals), "largest_bucket": largest_ensemble_bucket(plan),
-            "sequential_bound_seconds": least.sequential, "perfect_overlap_bound_seconds": least.perfect_overlap,
-            "sequential_bound_images_per_second": plan.batch / least.sequential,
-            "perfect_overlap_bound_images_per_second": plan.batch / least.perfect_overlap,
-        },
+        "members": list(whole.members), "voters": list(voting.members), "batch": whole.batch, "gpu": parts[0]["gpu"], "parts": parts,
+        "alone": {name: _totals(plan, gpu) for name, plan in plans.alone.items()},
+        "totals": {**_totals(voting, gpu), "largest_bucket": largest_ensemble_bucket(voting)},
+    }
+
+
+def _totals(plan: EnsemblePlan, gpu: Gpu) -> dict[str, Any]:
+    from ..plan.cuda.ensemble_plan import ensemble_bound
+
+    least = ensemble_bound(plan, gpu)
+    costs = [part.cost for part in plan.parts]
+    return {
+        "launches": plan.launches, "bytes": sum(c.bytes for c in costs) + plan.mean_bytes, "macs": sum(c.macs for c in costs),
+        "walked_macs": sum(c.walked for c in costs), "weight_bytes": sum(part.weight_bytes for part in plan.parts),
+        "sequential_bound_seconds": least.sequential, "perfect_overlap_bound_seconds": least.perfect_overlap,
+        "sequential_bound_images_per_second": plan.batch / least.sequential,
+        "perfect_overlap_bound_images_per_second": plan.batch / least.perfect_overlap,
     }
 
 
@@ -74,15 +94,17 @@ def show_ensemble(model: str, plan: EnsemblePlan, facts: dict[str, Any]) -> None
             _show_lanes(model, part, own)
         else:
             show(model, part, own)
-    total = facts["totals"]
-    if len(plan.parts) > 1:
-        click.echo(
-            f"ensemble of {', '.join(plan.voters)}: {total['launches']} launches, {byte_text(total['bytes'])} moved; bounds, not "
-            f"measurements: sequential {1e6 * total['sequential_bound_seconds']:.1f} us "
-            f"({amount(total['sequential_bound_images_per_second'])} images/s), perfect overlap "
-            f"{1e6 * total['perfect_overlap_bound_seconds']:.1f} us "
-            f"({amount(total['perfect_overlap_bound_images_per_second'])} images/s)"
-        )
+    def line(what: str, totals: Mapping[str, Any], bound: str) -> tuple[str, ...]:
+        seconds, rate = totals[f"{bound}_bound_seconds"], totals[f"{bound}_bound_images_per_second"]
+        return (what, str(totals["launches"]), byte_text(totals["bytes"]), amount(totals["macs"]), f"{1e6 * seconds:.1f}", amount(rate))
+
+    lines = [line(name, totals, "sequential") for name, totals in facts["alone"].items()]
+    if len(facts["voters"]) > 1:
+        ensemble = f"ensemble of {', '.join(facts['voters'])}"
+        lines += [line(f"{ensemble}, sequential", facts["totals"], "sequential"),
+                  line(f"{ensemble}, perfect overlap", facts["totals"], "perfect_overlap")]
+    show_table(f"{model}: batch {plan.batch}, bounds of {facts['gpu']['name']}, not measurements",
+               ("what", "launches", "moved", "MACs", "at least us", "at most images/s"), lines)
 
 
 def _show_lanes(model: str, plan: LanesPlan, facts: dict[str, Any]) -> None:

@@ -17,25 +17,30 @@ if TYPE_CHECKING:
 _ALIASES = {"mobilenet_v2": "mobilenetv2"}
 
 
-def dry_run(model: str, batch: int, gpu_name: str, bits: int, members: tuple[str, ...] | None, json_path: Path | None) -> int:
+def dry_run(model: str, batch: int, gpu_name: str, bits: int, members: tuple[str, ...] | None, arithmetic: str, json_path: Path | None) -> int:
     """Shows what each step of the plan moves, computes and takes at least: bounds from the GPU's datasheet, never measurements."""
+    from ..bench.cuda_arithmetic import IEEE, with_arithmetic
+    from ..errors import InputError
     from ..plan.cuda import GPUS, build_plan
     from ..plan.cuda.ensemble_plan import build_ensemble_plan, only_codes
-    from .bench_ensemble import describe_ensemble, show_ensemble
+    from .bench_ensemble import DryRun, describe_ensemble, show_ensemble
 
     gpu = GPUS[gpu_name]
     graph = _graph(model, bits, members, json_path)
     shown = str(json_path) != "-"
     if only_codes(graph):
+        if arithmetic != IEEE:
+            raise InputError("--arithmetic", expected="a float member", got="quantized ones alone", fix="leave --arithmetic out")
         plan = build_plan(graph, batch, gpu.name)
         facts = describe(plan, gpu)
         if shown:
             show(model, plan, facts)
     else:
-        ensemble = build_ensemble_plan(graph, batch, gpu.name)
-        facts = describe_ensemble(ensemble, gpu)
+        options = with_arithmetic(arithmetic, build_ensemble_plan, "bench --dry-run")
+        plans = DryRun(lambda some: build_ensemble_plan(some, batch, gpu.name, **options), graph)
+        facts = describe_ensemble(plans, gpu)
         if shown:
-            show_ensemble(model, ensemble, facts)
+            show_ensemble(model, plans.whole, facts)
     write_json(json_path, "bench", {"model": model, "dry_run": True, **facts})
     return 0
 

@@ -105,9 +105,16 @@ def _choice(device: str) -> str:
         return "reference: plain numpy"
     if device == "cuda":
         gpu.require()
-        return "cuda: Triton kernels, for quantized members"
-    on_gpu = "" if gpu.missing() else "; cuda: Triton kernels, where all members are quantized"
+        return f"cuda: {_gpu_kernels()}"
+    on_gpu = "" if gpu.missing() else f"; cuda where every member runs: {_gpu_kernels()}"
     return f"cpu: {_native.choose_isa()} kernels{on_gpu}"
+
+
+def _gpu_kernels() -> str:
+    from .. import _cuda_native
+
+    built, _ = _cuda_native.available()
+    return f"Triton kernels for quantized members, {'CUDA C++ ones for float members' if built else 'none for float members'}"
 
 
 def _cuda_extension() -> str:

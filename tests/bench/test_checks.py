@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hce_engine.bench.checks import logits_of, same_as_reference, same_classes, same_logits
+from hce_engine.bench.checks import LARGEST_ERROR, largest_error, logits_of, same_as, same_classes, same_logits
 from hce_engine.bench.peers import Session
+from tests.bench.conftest import members
 
 LOGITS = np.random.default_rng(0).normal(0, 10, (600, 10)).astype(np.float32)
 
@@ -19,6 +20,16 @@ def test_float_logits_are_judged_by_their_size(scale: float) -> None:
     broken = ours.copy()
     broken[3, 4] = np.nan
     assert not same_logits(broken, ours).passed
+
+
+def test_other_floats_are_judged_by_their_rounding_and_depth() -> None:
+    graph = members()["s"]  # three convolutions
+    assert largest_error("fp32", graph) == largest_error("ieee", graph) == largest_error("tf32x3", graph) == LARGEST_ERROR
+    assert largest_error("tf32", graph) == largest_error("fp16", graph) == pytest.approx(4 * 3**0.5 / 2048)
+    assert largest_error("bf16", graph) == pytest.approx(8 * largest_error("fp16", graph))
+    ours = LOGITS * np.float32(1 + 1e-3)
+    assert same_logits(ours, LOGITS, largest_error("fp16", graph)).passed
+    assert not same_logits(ours, LOGITS).passed
 
 
 def test_int8_is_judged_by_classes_on_data_and_by_logits_on_noise() -> None:
@@ -37,9 +48,9 @@ def test_int8_is_judged_by_classes_on_data_and_by_logits_on_noise() -> None:
 
 def test_our_engine_is_judged_by_the_reference() -> None:
     near = LOGITS * np.float32(1 + 1e-6)
-    assert same_as_reference(near, LOGITS, exact=False).passed
-    assert not same_as_reference(near, LOGITS, exact=True).passed
-    assert same_as_reference(LOGITS.copy(), LOGITS, exact=True).passed
+    assert same_as("reference", near, LOGITS, exact=False).passed
+    assert not same_as("reference", near, LOGITS, exact=True).passed
+    assert same_as("reference", LOGITS.copy(), LOGITS, exact=True).passed
 
 
 @pytest.mark.parametrize("batch", [1, 4, 10, 16])

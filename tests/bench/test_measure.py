@@ -15,6 +15,7 @@ from hce_engine.bench.conditions import ThreadUse
 from hce_engine.bench.measure import measure
 from hce_engine.bench.peers import Peer
 from hce_engine.bench.sample import Sample, random_images
+from hce_engine.engine import Engine
 from hce_engine.errors import UnsupportedError
 from hce_engine.graph import merge
 from hce_engine.preprocess import InputSpec
@@ -55,9 +56,10 @@ def test_a_report_has_every_row_with_every_key(ensemble: Artifact, noise: Sample
     assert "mean of o on a fake and s on a fake" in rows["a-int8", "ensemble"]["runs"]
     assert "to the bit" in rows["hce", "q"]["check"]
     (claim,) = report["claims"]
-    assert (claim["peer"], claim["verdict"], claim["batch"], claim["threads"]) == ("a-fp32", "SLOWER", 4, 1)
+    assert (claim["peer"], claim["precision"], claim["verdict"], claim["batch"], claim["threads"]) == ("a-fp32", "fp32", "SLOWER", 4, 1)
     assert report["conditions"][0]["batch"] == 4
     assert report["versions"]["numpy"] == np.__version__
+    assert len(np.unique(Engine(ensemble, "reference", members=("q",))(noise.images))) > 10  # or equal bits would say little
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ import torch
 
 from benchmarks.gpu import __main__ as driver
 from benchmarks.gpu import pool, report, stage
-from benchmarks.gpu.clocks import Clocks, parse
 
 FOLDER = Path(__file__).parent
 MODULES = ("ceilings", "suite", "equality", "tune", "gemm", "layers", "members")
@@ -154,15 +153,6 @@ def test_a_worker_that_dies_hangs_or_ends_is_replaced(names: pytest.MonkeyPatch)
     pool.run(command, tasks, 2, 6.0, lambda: 1.0, lambda task, answer: pytest.fail("no time was left"))
     short = iter((100.0, 1.0))  # the task that the end of the time cuts short has no result
     pool.run(command, [{"key": "x", "do": "hang"}] * 2, 1, 100.0, lambda: next(short, 0.0), lambda task, answer: pytest.fail(str(answer)))
-
-
-def test_clocks_are_read_or_said_to_be_missing() -> None:
-    assert parse("1980, 3201, 120.5, 34, 99\n") == (1980, 3201, 120.5, 34, 99)
-    assert parse("1980, [N/A], 1, 2, 3") is None and parse("1, 2") is None
-    clocks = Clocks()
-    assert clocks.summary()["samples"] == 0
-    clocks.samples = [(1.0, 2.0, 3.0, 4.0, 5.0), (3.0, 2.0, 3.0, 4.0, 5.0)]
-    assert clocks.summary()["sm_mhz"] == [1, 2, 3]
 
 
 def test_the_outcomes_of_tests_are_noted_and_known_ones_left_out(tmp_path: Path) -> None:

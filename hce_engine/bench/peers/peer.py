@@ -73,10 +73,10 @@ class Session(ABC):
 class Peer(ABC):
     """One engine in one precision.
 
-    name: as in ``--peers`` and in reports.  precision: ``fp32`` or ``int8``.  float_peer: name of the peer that runs float
+    name: as in ``--peers`` and in reports.  precision: ``fp32``, ``int8`` or, on a GPU, ``tf32``, ``fp16`` or ``bf16``.  float_peer: name of the peer that runs float
     members beside an int8 one, for ensembles.  packages: distributions that must be installed.
     isa_variables: environment variables that hold it to an instruction set; none if it has no such switch.
-    own_threads: whether each session has threads of its own, which may spin for a while after a call.
+    own_threads: whether each session has threads of its own, which may spin for a while after a call.  install: how to get the packages.
     """
 
     name: ClassVar[str]
@@ -85,11 +85,12 @@ class Peer(ABC):
     packages: ClassVar[tuple[str, ...]]
     isa_variables: ClassVar[tuple[str, ...]] = ()
     own_threads: ClassVar[bool] = False
+    install: ClassVar[str] = INSTALL
 
     def missing(self) -> str | None:
         """Why this peer cannot run here, or None."""
         absent = [name for name in self.packages if _version(name) is None]
-        return f"{', '.join(absent)} not installed; {INSTALL}" if absent else None
+        return f"{', '.join(absent)} not installed; {self.install}" if absent else None
 
     def versions(self) -> dict[str, str]:
         """Version of each installed package it consists of."""

@@ -6,17 +6,35 @@ import shutil
 import statistics
 import subprocess
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 FIELDS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "utilization.gpu")
 NAMES = ("sm_mhz", "memory_mhz", "watts", "celsius", "percent_busy")
 PERIOD_MS = 500
+ANSWER_SECONDS = 20
+
+
+def ask(fields: Sequence[str], gpu: str = "0") -> dict[str, str]:
+    """What nvidia-smi says of a GPU (index or UUID), by field, one question each: an unknown field spoils only its own answer and is
+    left out. Empty without nvidia-smi."""
+    told: dict[str, str] = {}
+    for field in fields:
+        command = ["nvidia-smi", "-i", gpu, f"--query-gpu={field}", "--format=csv,noheader"]
+        try:
+            asked = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            break
+        if asked.returncode == 0:
+            told[field] = asked.stdout.strip()
+    return told
 
 
 class Clocks:
-    """A context: samples every half second in the background, from a process of its own."""
+    """A context: samples every half second in the background, from a process of its own. gpu: index or UUID."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: str = "0") -> None:
+        self.gpu = gpu
         self.samples: list[tuple[float, ...]] = []
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -24,7 +42,7 @@ class Clocks:
     def __enter__(self) -> Clocks:
         program = shutil.which("nvidia-smi")
         if program:
-            command = [program, "-i", "0", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits", "-lms", str(PERIOD_MS)]
+            command = [program, "-i", self.gpu, f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits", "-lms", str(PERIOD_MS)]
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             self._reader = threading.Thread(target=self._read, daemon=True)
             self._reader.start()
