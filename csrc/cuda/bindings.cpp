@@ -13,6 +13,7 @@ namespace {
 
 void BindKernels(py::module_& m) {
   m.attr("TILE") = kTile;
+  m.attr("GRID_SHARES") = kGridShares;
   m.attr("CONV_WARPS") = kConvWarps;
   m.attr("CONV_CHANNELS") = std::map<int, int>{{1, kConvChannels[1]}, {2, kConvChannels[2]}};
   m.def("conv_channels", &ConvChannels, py::arg("outputs"), py::arg("limit"),

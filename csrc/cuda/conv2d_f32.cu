@@ -50,7 +50,7 @@ const char* Check(const ConvF32Args& a) {
   if (c.channel_warps < 1 || c.pixel_warps < 1 || c.channel_warps > kConvWarps || c.pixel_warps > kConvWarps ||
       c.channel_warps * c.pixel_warps > kConvWarps)
     return "1 to 4 warps expected";
-  if (c.chunk_lines < 1 || c.blocks < 0) return "a positive chunk, and blocks or 0, expected";
+  if (c.chunk_lines < 1 || !ValidBlocks(c.blocks)) return "a positive chunk and valid blocks expected";
   if (SharedBytes(a) > kMaxSharedBytes) return "a smaller chunk expected: it exceeds shared memory";
   if (int64_t{a.tiles} * a.out_h * a.out_w >= INT32_MAX / 2) return "fewer output pixels expected";
   return nullptr;

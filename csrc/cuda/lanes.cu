@@ -34,7 +34,8 @@ bool FitsLine(int64_t channels) { return channels * kTile < INT32_MAX; }
 const char* Check(const DepthwiseF32Args& a) {
   if (!a.x.data || !a.y.data || !a.weight || !a.bias) return "x, y, weight and bias expected";
   if (a.tiles < 1 || a.out_h < 1 || a.out_w < 1 || a.kernel_h < 1 || a.kernel_w < 1 || a.stride_h < 1 || a.stride_w < 1 ||
-      a.dilation_h < 1 || a.dilation_w < 1 || a.outputs < 1 || a.multiplier < 1 || a.outputs % a.multiplier || a.blocks < 0)
+      a.dilation_h < 1 || a.dilation_w < 1 || a.outputs < 1 || a.multiplier < 1 || a.outputs % a.multiplier ||
+      !ValidBlocks(a.blocks))
     return "positive sizes, and outputs that are a multiple of the multiplier, expected";
   if (!FitsPixels(a.tiles, a.out_h, a.out_w) || !FitsLine(a.outputs)) return "fewer output pixels or channels expected";
   return nullptr;
@@ -52,7 +53,7 @@ Status LaunchDepthwiseF32(const DepthwiseF32Args& a, Stream stream) {
 const char* Check(const PoolF32Args& a) {
   if (!a.x.data || !a.y.data) return "x and y expected";
   if (a.tiles < 1 || a.in_h < 1 || a.in_w < 1 || a.out_h < 1 || a.out_w < 1 || a.channels < 1 || a.kernel_h < 1 ||
-      a.kernel_w < 1 || a.stride_h < 1 || a.stride_w < 1 || a.pad_h < 0 || a.pad_w < 0 || a.blocks < 0)
+      a.kernel_w < 1 || a.stride_h < 1 || a.stride_w < 1 || a.pad_h < 0 || a.pad_w < 0 || !ValidBlocks(a.blocks))
     return "positive sizes expected";
   if (a.kind != PoolKind::kMax && a.kind != PoolKind::kAverage) return "a max or an average pool expected";
   if (a.pad_h >= a.kernel_h || a.pad_w >= a.kernel_w ||
@@ -70,7 +71,7 @@ Status LaunchPoolF32(const PoolF32Args& a, Stream stream) {
 
 const char* Check(const AddF32Args& a) {
   if (!a.a.data || !a.y.data) return "a and y expected";
-  if (a.tiles < 1 || a.h < 1 || a.w < 1 || a.channels < 1 || a.blocks < 0) return "positive sizes expected";
+  if (a.tiles < 1 || a.h < 1 || a.w < 1 || a.channels < 1 || !ValidBlocks(a.blocks)) return "positive sizes expected";
   if (!FitsPixels(a.tiles, a.h, a.w) || !FitsLine(a.channels)) return "fewer pixels or channels expected";
   return nullptr;
 }
@@ -82,7 +83,7 @@ Status LaunchAddF32(const AddF32Args& a, Stream stream) {
 const char* Check(const CopyF32Args& a) {
   if (!a.x.data || !a.y.data) return "x and y expected";
   if (a.tiles < 1 || a.out_h < 1 || a.out_w < 1 || a.channels < 1 || a.channel_to < 0 || a.zero_to < 0 || a.row_start < 0 ||
-      a.row_step < 1 || a.column_start < 0 || a.column_step < 1 || a.blocks < 0)
+      a.row_step < 1 || a.column_start < 0 || a.column_step < 1 || !ValidBlocks(a.blocks))
     return "positive sizes expected";
   if (a.zero_to && a.zero_to < int64_t{a.channel_to} + a.channels)
     return "zero_to 0, or at least the end of the channels that are written, expected";
@@ -98,7 +99,7 @@ Status LaunchCopyF32(const CopyF32Args& a, Stream stream) {
 
 const char* Check(const FlattenF32Args& a) {
   if (!a.x.data || !a.y) return "x and y expected";
-  if (a.tiles < 1 || a.h < 1 || a.w < 1 || a.channels < 1 || a.blocks < 0) return "positive sizes expected";
+  if (a.tiles < 1 || a.h < 1 || a.w < 1 || a.channels < 1 || !ValidBlocks(a.blocks)) return "positive sizes expected";
   if (!FitsPixels(a.tiles, a.h, a.w) || !FitsLine(a.channels)) return "fewer pixels or channels expected";
   return nullptr;
 }
@@ -109,7 +110,7 @@ Status LaunchFlattenF32(const FlattenF32Args& a, Stream stream) {
 
 const char* Check(const LoadImagesArgs& a) {
   if (!a.images || !a.y.data || !a.scale || !a.offset) return "images, scale, offset and y expected";
-  if (a.count < 1 || a.h < 1 || a.w < 1 || a.c < 1 || a.blocks < 0) return "positive sizes expected";
+  if (a.count < 1 || a.h < 1 || a.w < 1 || a.c < 1 || !ValidBlocks(a.blocks)) return "positive sizes expected";
   if (int64_t{a.h} * a.w > (1 << 28) || int64_t{a.h} * a.w * a.c > (1 << 28) || LoadImages::Jobs(a) >= INT32_MAX)
     return "smaller images expected";
   return nullptr;
@@ -125,7 +126,7 @@ Status LaunchLoadImages(const LoadImagesArgs& a, Stream stream) {
 
 const char* Check(const StoreLogitsArgs& a) {
   if (!a.x || !a.out) return "x and out expected";
-  if (a.count < 1 || a.classes < 1 || a.blocks < 0) return "positive sizes expected";
+  if (a.count < 1 || a.classes < 1 || !ValidBlocks(a.blocks)) return "positive sizes expected";
   if (StoreLogits::Jobs(a) >= INT32_MAX) return "fewer logits expected";
   return nullptr;
 }
@@ -134,7 +135,8 @@ Status LaunchStoreLogits(const StoreLogitsArgs& a, Stream stream) {
 }
 
 const char* Check(const EnsembleMeanArgs& a) {
-  if (a.n < 1 || a.n > kMaxMembers || !a.out || a.elements < 1 || a.blocks < 0) return "1 to 16 members and an output expected";
+  if (a.n < 1 || a.n > kMaxMembers || !a.out || a.elements < 1 || !ValidBlocks(a.blocks))
+    return "1 to 16 members and an output expected";
   for (int n = 0; n < a.n; ++n)
     if (!a.members[n]) return "logits of every member expected";
   return nullptr;

@@ -63,7 +63,7 @@ struct ConvConfig {
   int32_t pixels, channels;            // register tile: 1 x 1 to 1 x 16, or 2 x 1 to 2 x 12
   int32_t channel_warps, pixel_warps;  // product at most kConvWarps
   int32_t chunk_lines;
-  int32_t blocks;  // thread blocks along the pixels; 0: as many as run at once on the device
+  int32_t blocks;  // thread blocks along the pixels; 0: as many as run at once on the device; < 0: a share (launch.h)
 };
 constexpr int kConvWarps = 4;
 constexpr int kConvChannels[] = {0, 16, 12};  // most channels for each number of pixels
@@ -105,7 +105,7 @@ struct DepthwiseF32Args {
   int32_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
   int32_t outputs, multiplier;
   float low, high;
-  int32_t blocks;  // 0: as many as run at once
+  int32_t blocks;  // 0: as many as run at once; < 0: a share of them (launch.h)
 };
 
 // Linear layer on features: y[o] = clamp(bias[o] + sum_f w[o][f] * x[f]), f ascending, one fused multiply-add each. It
@@ -139,7 +139,7 @@ struct WinogradConfig {
   int32_t channel_groups;  // blocks of outputs of a thread block
   int32_t tile_groups;     // it computes `tiles` x this many tiles; the product of the groups is 1 to kWinogradGroups[m]
   int32_t chunk;           // input channels
-  int32_t blocks;          // thread blocks along the pixels; 0: as many as run at once on the device
+  int32_t blocks;          // thread blocks along the pixels; 0: as many as run at once on the device; < 0: a share (launch.h)
 };
 constexpr int kWinogradChannels[5][3] = {{}, {}, {0, 16, 10}, {}, {0, 11, 9}};
 constexpr int kWinogradGroups[5] = {0, 0, 4, 0, 2};

@@ -17,6 +17,12 @@
 
 namespace hce::cuda {
 
+// `blocks` of a launch: 0 for as many thread blocks as the device runs at once, n > 0 for n along the first dimension of the
+// grid, and n < 0 for -n of kGridShares parts of as many as it runs at once, which leaves room for those of other streams.
+// The bytes of a result do not depend on it.
+constexpr int kGridShares = 64;
+constexpr bool ValidBlocks(int blocks) { return blocks >= -kGridShares; }
+
 #if defined(HCE_HOST)
 
 using Stream = void*;
@@ -109,14 +115,15 @@ inline Status ClearAsync(void* data, int64_t bytes, Stream stream) { return cuda
 
 #if defined(__CUDACC__) || defined(HCE_HOST)
 
-// Blocks along x for `jobs` pieces of work of which a block does `per_block` at a time: `asked`, or all that run at
-// once.
+// Blocks along x for `jobs` pieces of work of which a block does `per_block` at a time, as `asked` (ValidBlocks).
 template <class Kernel, class Args>
 int GridBlocks(int64_t jobs, int per_block, int blocks_y, int asked, int threads, int64_t shared_bytes) {
   const int64_t needed = (jobs + per_block - 1) / per_block;
   int64_t blocks = asked;
-  if (!blocks) {
-    blocks = BlocksAtOnce<Kernel, Args>(threads, shared_bytes) / blocks_y;
+  if (asked <= 0) {
+    blocks = BlocksAtOnce<Kernel, Args>(threads, shared_bytes);
+    if (asked < 0) blocks = blocks * -asked / kGridShares;
+    blocks /= blocks_y;
     if (blocks < 1) blocks = 1;
   }
   return static_cast<int>(blocks < needed ? blocks : needed);

@@ -55,8 +55,8 @@ const char* Check(const WinogradF32Args& a) {
   if (c.channel_groups < 1 || c.tile_groups < 1 || c.channel_groups > kWinogradGroups[c.output] ||
       c.tile_groups > kWinogradGroups[c.output] || c.channel_groups * c.tile_groups > kWinogradGroups[c.output])
     return "fewer groups expected";
-  if (c.chunk < 1 || c.chunk > a.inputs || c.chunk > kWinogradChunk || c.blocks < 0)
-    return "a chunk of 1 to all input channels, at most 256, and blocks or 0, expected";
+  if (c.chunk < 1 || c.chunk > a.inputs || c.chunk > kWinogradChunk || !ValidBlocks(c.blocks))
+    return "a chunk of 1 to all input channels, at most 256, and valid blocks expected";
   if (c.tiles == 2 && c.chunk < a.inputs) return "all input channels in one chunk expected, for 2 tiles";
   if (SharedBytes(a) > kWinogradSharedBytes) return "a smaller chunk or fewer groups expected: it exceeds shared memory";
   if (int64_t{a.tiles} * a.out_h * a.out_w >= INT32_MAX / 2) return "fewer output pixels expected";

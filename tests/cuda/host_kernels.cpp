@@ -163,7 +163,7 @@ void Conv() {
       {1, 6, 6, 3, 3, 1, 1, 2, 2, 2, 2, 1, 3, 33, 2, 12, 3, 1, 27, 0, false, false},        // dilation, 11 x 3, 3 warps
       {1, 3, 9, 1, 1, 1, 1, 1, 1, 0, 0, 1, 33, 16, 1, 16, 1, 1, 16, 0, true, false},        // 1 x 1, no halo
       {1, 5, 4, 1, 3, 1, 2, 1, 1, 0, 1, 3, 2, 3, 2, 2, 4, 1, 5, 0, false, true},            // groups, 2 + 1, idle warps
-      {1, 2, 2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 12, 1, 1, 1, 0, false, false},          // one channel, one line a chunk
+      {1, 2, 2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 12, 1, 1, 1, -32, false, false},        // half of the grid, one channel, one line a chunk
       {1, 7, 1, 5, 1, 3, 1, 1, 1, 2, 0, 1, 7, 10, 2, 5, 2, 2, 9, 1, true, true},            // one column
       {2, 1, 11, 3, 3, 1, 1, 1, 1, 1, 1, 1, 4, 23, 2, 6, 4, 1, 36, 5, false, true},         // 6 + 6 + 6 + 5
   };
@@ -377,6 +377,20 @@ void Arguments() {
   refused("too many channels", [](auto& b) { b.group_outputs = b.config.channels = 13; });
   refused("too many warps", [](auto& b) { b.config.channel_warps = 2; });
   refused("too much shared memory", [](auto& b) { b.group_inputs = b.config.chunk_lines = 1 << 20; });
+  refused("more than all blocks", [](auto& b) { b.config.blocks = -kGridShares - 1; });
+}
+
+// Grids, where two blocks run at once.
+void Grids() {
+  current = "grids";
+  const auto blocks = [](int64_t jobs, int per_block, int blocks_y, int asked) {
+    return GridBlocks<AddF32, AddF32Args>(jobs, per_block, blocks_y, asked, 32, 0);
+  };
+  Expect(blocks(100, 1, 1, 0) == 2, "as many as run at once");
+  Expect(blocks(100, 1, 1, 7) == 7, "as many as asked");
+  Expect(blocks(100, 50, 1, 7) == 2 && blocks(1, 1, 1, 0) == 1, "no more than the work");
+  Expect(blocks(100, 1, 1, -kGridShares) == 2 && blocks(100, 1, 1, -kGridShares / 2) == 1, "a share of them");
+  Expect(blocks(100, 1, 1, -1) == 1 && blocks(100, 1, 2, -kGridShares / 2) == 1, "one at least");
 }
 
 }  // namespace
@@ -387,7 +401,7 @@ void Arguments() {
 int main(int argc, char** argv) {
   const std::map<std::string, std::function<void()>> groups = {
       {"conv", Conv}, {"conv_tiles", ConvTiles}, {"linear", Linear}, {"depthwise", Depthwise}, {"pool", Pool},
-      {"elementwise", Elementwise}, {"images", Images}, {"warp", Warp}, {"arguments", Arguments},
+      {"elementwise", Elementwise}, {"images", Images}, {"warp", Warp}, {"arguments", Arguments}, {"grids", Grids},
       {"mutant_barrier", [] { RunMutant(0); }}, {"mutant_bounds", [] { RunMutant(1); }}, {"mutant_copy", [] { RunMutant(2); }}};
   if (argc != 2 || !groups.count(argv[1])) {
     for (const auto& group : groups) std::puts(group.first.c_str());

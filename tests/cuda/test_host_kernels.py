@@ -16,7 +16,7 @@ import pytest
 from .sanitized import run_sanitized
 
 SOURCE = Path(__file__).with_name("host_kernels.cpp")
-GROUPS = ("conv", "conv_tiles", "linear", "depthwise", "pool", "elementwise", "images", "warp", "arguments")
+GROUPS = ("conv", "conv_tiles", "linear", "depthwise", "pool", "elementwise", "images", "warp", "arguments", "grids")
 SANITIZERS = ("address", "thread")
 Run = Callable[[str, str], "subprocess.CompletedProcess[str]"]
 
