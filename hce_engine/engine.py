@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda", "reference")
 CONCURRENCY = ("auto", "sequential", "members")
+MODES = ("streams", "shares")  # of a GPU besides
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -84,8 +85,8 @@ class Engine:
     member runs on it, else ``cpu``.
     threads: worker threads of the CPU back end; by default what affinity and control group allow.
     concurrency: ``members`` lets threads take tiles of any member (``auto`` means this), ``sequential`` runs one member
-    after the other. On a GPU the former measures whether members gain from running at the same time. The bytes of the
-    results are the same.
+    after the other. On a GPU the former measures whether members gain from running at the same time, and ``streams`` and
+    ``shares`` name a way (backends/cuda/modes.py). The bytes of the results are the same.
     isa: instruction set of the CPU back end; by default the environment's HCE_ISA, else the best one.
     members: names of those to run, which then vote; by default all.
 
@@ -104,7 +105,8 @@ class Engine:
             raise InputError("engine", expected=f"a graph that takes {expected}, as the input specification says", got=str(got),
                              fix="build both from one model")
         self.device = choose_device(artifact.graph) if _choice("device", device, DEVICES) == "auto" else device
-        self.concurrency = "members" if _choice("concurrency", concurrency, CONCURRENCY) == "auto" else concurrency
+        allowed = CONCURRENCY + MODES * (self.device == "cuda")
+        self.concurrency = "members" if _choice("concurrency", concurrency, allowed) == "auto" else concurrency
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
             raise InputError("engine", expected="1 to 1024 threads", got=repr(threads), fix="leave it out for all cores")
         self.threads = (threads or available_threads()) if self.device == "cpu" else 1
@@ -114,7 +116,7 @@ class Engine:
         if self.device == "cuda":
             from .backends.cuda.backend import CudaBackend
 
-            self._cuda = CudaBackend(artifact.graph, mode="sequential" if self.concurrency == "sequential" else "auto")
+            self._cuda = CudaBackend(artifact.graph, mode="auto" if self.concurrency == "members" else self.concurrency)
 
     @property
     def input(self) -> InputSpec:
@@ -149,6 +151,24 @@ class Engine:
     def members(self, images: np.ndarray | torch.Tensor) -> dict[str, Any]:
         """Logits of every member, references included, and of the ``ensemble``."""
         return self._run(images, ensemble_only=False)
+
+    def report(self) -> list[dict[str, Any]] | None:
+        """On a GPU, how each size of batch that was used runs: the mode, and the times that decided it. None elsewhere."""
+        return None if self._cuda is None else self._cuda.report()
+
+    def require_trace(self) -> None:
+        """Raises UnsupportedError on devices other than ``cuda``: their work is in no streams."""
+        if self._cuda is None:
+            raise UnsupportedError("trace", expected="device cuda", got=f"device {self.device}",
+                                   fix="leave the trace out; `hce audit` measures layers on the CPU")
+
+    def trace(self, images: np.ndarray, path: str | Path, *, ensemble_only: bool = False) -> dict[str, np.ndarray]:
+        """Runs a batch as :meth:`members` does, launch by launch, and writes it on a time line for Perfetto or
+        chrome://tracing, each stream on a line of its own. ensemble_only: as a call of the engine does. Returns the logits.
+        Slower than a run: the file says so. Raises UnsupportedError as :meth:`require_trace`, InputError as a call."""
+        self.require_trace()
+        assert self._cuda is not None
+        return self._cuda.trace(check_images(images, self.input), path, ensemble_only=ensemble_only)
 
     def _run(self, images: np.ndarray | torch.Tensor, *, ensemble_only: bool) -> dict[str, Any]:
         torch_module = sys.modules.get("torch")

@@ -38,3 +38,14 @@ def cuda_device() -> str:
     if fault:
         pytest.skip(fault)
     return "cpu"
+
+
+@pytest.fixture
+def as_if_on_a_gpu(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets engines of device cuda run in the interpreter where there is no GPU."""
+    from hce_engine.backends.cuda import gpu
+    from hce_engine.backends.cuda.interpreted import Interpreted
+
+    if cuda_device == "cpu":
+        monkeypatch.setattr(gpu, "GpuRuntime", Interpreted)
+        monkeypatch.setattr(gpu, "missing", lambda: None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -174,7 +177,7 @@ def test_an_error_ends_the_engine(cuda_device: str) -> None:
     def illegal() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    backend._buckets[key] = backends._Bucket(backend._buckets[key].program, illegal)
+    backend._buckets[key] = replace(backend._buckets[key], replay=illegal)
     for call in (lambda: backend.run(images), lambda: backend.run(images), lambda: backend.warm_up([1])):
         with pytest.raises(UnsupportedError, match=r"illegal memory access.*make a new engine"):
             call()
@@ -194,7 +197,7 @@ def test_an_interruption_ends_the_turn_and_not_the_engine(cuda_device: str, monk
             raise kind
 
         with monkeypatch.context() as patch:
-            patch.setattr(backend.runtime, "download", interrupted)
+            patch.setattr(backend.runtime, "copy", interrupted)
             with pytest.raises(interruption):
                 backend.run(images)
     assert turns == ["begin", "end"] * 2
@@ -259,14 +262,6 @@ def mixed() -> Artifact:
     return Artifact(lower(merge({"q": q, "s": s})), InputSpec("uint8_nhwc", SHAPE, (0.5,) * 3, (0.25,) * 3))
 
 
-@pytest.fixture
-def as_if_on_a_gpu(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets engines of device cuda run in the interpreter where there is no GPU."""
-    if cuda_device == "cpu":
-        monkeypatch.setattr(backends.gpu, "GpuRuntime", backends.Interpreted)
-        monkeypatch.setattr(gpu, "missing", lambda: None)
-
-
 def test_the_engine_runs_chosen_members(as_if_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact, images = mixed(), pixels(SHAPE, 3)
     want = Engine(artifact, "reference").members(images)["q"]
@@ -284,6 +279,25 @@ def test_the_engine_runs_chosen_members(as_if_on_a_gpu: None, monkeypatch: pytes
         Engine(artifact, "cuda", members=())
     if torch.cuda.is_available():
         assert engine(torch.from_numpy(images).cuda()).cpu().numpy().tobytes() == want.tobytes()
+
+
+def test_the_engine_traces_and_reports(as_if_on_a_gpu: None, tmp_path: Path) -> None:
+    engine, images = Engine(mixed(), "cuda", members=("q",)), pixels(SHAPE, 3)
+    got, want = engine.trace(images, tmp_path / "trace.json"), engine.members(images)
+    assert {k: z.tobytes() for k, z in got.items()} == {k: z.tobytes() for k, z in want.items()}
+    spans = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    assert [s["cat"] for s in spans if "load" in s["name"]] and {"upload", "download"} < {s["cat"] for s in spans}
+    assert engine.report() == [{"members": ["q"], "images": 4, "mode": "sequential", "timing": None}]
+    with pytest.raises(InputError, match="uint8"):
+        engine.trace(images.astype(np.float32), tmp_path / "other.json")
+    on_cpu = Engine(mixed(), "cpu", threads=1)
+    assert on_cpu.report() is None
+    with pytest.raises(UnsupportedError, match="trace: expected device cuda, got device cpu"):
+        on_cpu.trace(images, tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists()
+    with pytest.raises(InputError, match="concurrency auto, sequential, members, got 'shares'"):
+        Engine(mixed(), "cpu", concurrency="shares")
+    assert Engine(mixed(), "cuda", members=("q",), concurrency="shares")(images).tobytes() == want["ensemble"].tobytes()
 
 
 def test_auto_takes_the_gpu_only_where_every_member_runs(as_if_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

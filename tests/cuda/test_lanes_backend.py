@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -14,10 +15,9 @@ import torch
 from hce_engine import _cuda_native, _native
 from hce_engine.backends import reference
 from hce_engine.backends.cpu import CpuBackend
-from hce_engine.backends.cuda import ensemble as ensembles
+from hce_engine.backends.cuda import modes
 from hce_engine.backends.cuda.backend import CudaBackend
-from hce_engine.backends.cuda.ensemble import EnsembleProgram, Timing, prepare
-from hce_engine.backends.cuda.lanes_program import LanesArena
+from hce_engine.backends.cuda.lanes_program import LanesArena, current_stream, with_blocks
 from hce_engine.capture import capture
 from hce_engine.errors import InputError, UnsupportedError
 from hce_engine.graph import Graph, merge, verify
@@ -291,102 +291,67 @@ def test_the_extension_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CudaBackend(ensemble_graph().only("q"), device).members == ("q",)
 
 
-# -- streams ----------------------------------------------------------------------------------------------------------
-
-
-class FakeRuntime:
-    """Graphs that replay what their capture recorded."""
-
-    device, gpu = "cpu", None
-
-    def __init__(self, log: list[str]) -> None:
-        self.log = log
-
-    def prepare(self, run: Callable[[], None]) -> Callable[[], None]:
-        start = len(self.log)
-        run()
-        captured = self.log[start:]
-        del self.log[start:]
-        return lambda: self.log.extend(captured)
-
-
-class FakeStreams:
-    def __init__(self, log: list[str]) -> None:
-        self.log = log
-
-    @contextmanager
-    def fork(self, part: int) -> Iterator[None]:
-        self.log.append(f"fork {part}")
-        yield
-        self.log.append(f"leave {part}")
-
-    def join(self) -> None:
-        self.log.append("join")
-
-
-class FakeProgram(EnsembleProgram):
-    def __init__(self, log: list[str], parts: int) -> None:
-        self.log = log
-        self.parts = [lambda i=i: log.append(f"part {i}") for i in range(parts)]  # type: ignore[misc]
-
-    def mean(self) -> None:
-        self.log.append("mean")
-
-
-SEQUENTIAL = ["part 0", "part 1", "mean"]
-FORKED = ["fork 0", "part 1", "leave 0", "part 0", "join", "mean"]
-
-
-@pytest.mark.parametrize(("mode", "streams_seconds", "want", "events"), [
-    ("sequential", 2.0, "sequential", SEQUENTIAL), ("streams", 9.0, "streams", FORKED),
-    ("auto", 2.5, "streams", FORKED), ("auto", 4.5, "sequential", SEQUENTIAL),
-])
-def test_the_faster_mode_is_kept(mode: str, streams_seconds: float, want: str, events: list[str]) -> None:
-    log: list[str] = []
-
-    def seconds(replay: Callable[[], None]) -> float:
-        start = len(log)
-        replay()
-        ran = log[start:]
-        if "join" in ran:
-            return streams_seconds
-        return 4.0 if "mean" in ran else 3.0 if ran == ["part 0"] else 1.0
-
-    made = prepare(FakeProgram(log, 2), FakeRuntime(log), mode, FakeStreams(log), seconds)  # type: ignore[arg-type]
-    del log[:]
-    made.replay()
-    assert (made.mode, log) == (want, events)
-    if mode == "auto":
-        assert made.timing == Timing(4.0, streams_seconds, (3.0, 1.0))
-        assert made.timing.overlap == 4.0 - streams_seconds
-    else:
-        assert made.timing is None
-
-
-def test_one_part_has_nothing_to_overlap() -> None:
-    log: list[str] = []
-    made = prepare(FakeProgram(log, 1), FakeRuntime(log), "auto", FakeStreams(log), lambda _: 1.0)  # type: ignore[arg-type]
-    made.replay()
-    assert (made.mode, log) == ("sequential", ["part 0", "mean"])
+# -- modes; test_order.py has what they do ---------------------------------------------------------------------------
 
 
 def test_modes_have_names(extension: ModuleType) -> None:
     backend = backend_of(ensemble_graph(), extension, mode="sequential")
     assert backend.run(pixels(SHAPE, 1))["s"].shape == (1, 8)
     assert backend.timing(1) is None
-    with pytest.raises(InputError, match="auto, sequential, streams"):
+    with pytest.raises(InputError, match="auto, sequential, streams, shares"):
         backend_of(ensemble_graph(), extension, mode="both")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.01])
+def test_a_share_of_the_grid_gives_the_same_bytes(share: float, extension: ModuleType) -> None:
+    graph, images = ensemble_graph().only("s", "r"), pixels(SHAPE, 70)
+    program = program_of(graph, images, extension)
+    want = {name: z.cpu().numpy().tobytes() for name, z in program.logits.items()}
+    for z in program.logits.values():
+        z.fill_(float("nan"))
+    work = program.work(share)
+    for launch in work:
+        launch.start()
+    assert {name: z.cpu().numpy().tobytes() for name, z in program.logits.items()} == want
+    assert [w.nodes for w in work] == [s.nodes for s in program.plan.steps]
+
+
+def test_every_launch_takes_a_share(extension: ModuleType) -> None:
+    """It reaches the kernel: one that does not exist is refused by each."""
+    for case in map(RandomGraph, SEEDS):
+        program = program_of(float_part(case), case.images(1), extension)
+        for launch, step in zip(program.launches, program.plan.steps, strict=True):
+            with pytest.raises(ValueError, match="expected"):
+                with_blocks(launch, step.config, -extension.GRID_SHARES - 1)(current_stream(DEVICE))
+
+
+def test_a_trace_of_real_launches(extension: ModuleType, tmp_path: Path) -> None:
+    backend, images = backend_of(ensemble_graph(), extension, max_batch=4), pixels(SHAPE, 6)
+    got, want = backend.trace(images, tmp_path / "trace.json"), backend.run(images)
+    assert {k: v.tobytes() for k, v in got.items()} == {k: v.tobytes() for k, v in want.items()}
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    spans = [e for e in events if e["ph"] == "X"]
+    launches = backend.plan(4).launches + backend.plan(2).launches
+    names = {e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert {"the caller's stream", "stream of s", "stream of r", "upload", "download"} <= names
+    copies = 2 + 2 * 4 + 2 * 4 + 2  # both chunks: up, down, and between the staging and the program
+    assert len(spans) == (launches + copies) * len({e["pid"] for e in spans})
+    assert all(e["dur"] >= 0 and e["ts"] >= 0 for e in spans)
+    conv = next(e for e in spans if e["cat"] == "conv2d_f32")
+    assert conv["args"]["macs"] > 0 and conv["args"]["bytes_read"] > 0 and "warps" in conv["args"]["config"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="streams are of a GPU")
 def test_every_mode_gives_the_same_bytes(extension: ModuleType) -> None:
     images = pixels(SHAPE, 40)
     results = []
-    for mode in ensembles.MODES:
+    for mode in modes.MODES:
         backend = backend_of(ensemble_graph(), extension, mode=mode)
         results.append(backend.run(images))
         timing = backend.timing(40)
-        assert (timing is not None) == (mode == ensembles.AUTO)
-        assert timing is None or min(timing.sequential, timing.streams, *timing.parts) > 0
+        assert (timing is not None) == (mode in (modes.AUTO, modes.SHARES))
+        if timing is not None:
+            assert all((c.seconds or 0) > 0 or c.way.kind == modes.CONTEXTS for c in timing.candidates), timing
+            assert "other" not in " ".join(c.refused for c in timing.candidates)
     for got in results[1:]:
         assert {k: v.tobytes() for k, v in got.items()} == {k: v.tobytes() for k, v in results[0].items()}

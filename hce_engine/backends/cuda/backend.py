@@ -6,9 +6,10 @@ it, and its empty places compute on whatever the input held before. Logits of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from threading import Lock
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from ... import _cuda_native
-from ...errors import HceError, InputError, UnsupportedError
+from ...errors import InputError, UnsupportedError
 from ...graph import Graph
 from ...plan.cuda import Plan, build_plan
 from ...plan.cuda.arena import ARENA_LIMIT, MAX_BATCH, largest_bucket
@@ -31,49 +32,53 @@ from ...plan.cuda.ensemble_plan import (
     require_runnable,
 )
 from . import gpu
-from .ensemble import AUTO, Ensembles, Prepared, Timing
+from .ensemble import Ensembles
+from .faults import Faults, no_memory, sentence
+from .interpreted import Interpreted
+from .modes import AUTO, SEQUENTIAL, STREAMS, Layouts, Prepared, Timing, Way, prepare
 from .program import Arena, Constants, Program
-from .runtime import Interpreted, Runtime
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    program: Program
-    replay: Callable[[], None]
+from .runtime import Runtime
+from .trace import Recorder, write_trace
+from .transfers import Job, Transfers
+from .work import run_program
 
 
 class CudaBackend:
     """Members of a graph on a GPU: quantized ones on Triton kernels, float ones on those of the extension (ensemble.py).
 
-    device: ``cuda``, or ``cpu`` under TRITON_INTERPRET=1 (tests).  max_batch: the largest bucket, a power of two; less if
-    memory demands it.  poison: maps, logits and flags start out with noise, so that a result which depends on unwritten
-    memory shows.  extension: other than hce_engine._cuda; with device ``cpu``, the one built for the host.  mode: how parts
-    of an ensemble run, of ensemble.MODES.  convolution: of float members, as of plan.cuda.build_lanes_plan.
+    device: ``cuda``, or, for tests, ``cpu`` under TRITON_INTERPRET=1 or a runtime.  max_batch: the largest bucket, a power of
+    two; less if memory demands it.  poison: maps, logits and flags start out with noise, so that a result which depends on
+    unwritten memory shows.  extension: other than hce_engine._cuda; with device ``cpu``, the one built for the host.  mode:
+    how parts of an ensemble run, of modes.MODES.  convolution: of float members, as of plan.cuda.build_lanes_plan.
 
-    ``run`` is safe to call from several threads; calls take turns. A CUDA error ends the use of this object: the context is
-    then in an unknown state, and every later call says so. Raises UnsupportedError for what no kernel runs, without a GPU, and for
-    a bucket that does not fit into free memory (before anything is allocated).
+    ``run`` is safe to call from several threads; calls take turns. Images and logits of host arrays are staged in pinned
+    memory, and those of arrays longer than a bucket move while other chunks are computed (transfers.py). A CUDA error ends the
+    use of this object: the context is then in an unknown state, and every later call says so. Raises UnsupportedError for what
+    no kernel runs, without a GPU, and for a bucket that does not fit into free memory (before anything is allocated).
     """
 
     def __init__(
-        self, graph: Graph, device: str = "cuda", *, max_batch: int = MAX_BATCH, poison: bool = False,
+        self, graph: Graph, device: str | Runtime = "cuda", *, max_batch: int = MAX_BATCH, poison: bool = False,
         extension: ModuleType | None = None, mode: str = AUTO, convolution: str = "auto",
     ) -> None:
         if max_batch < 1 or max_batch & (max_batch - 1):
             raise InputError("cuda back end", expected="a power of two as the largest batch", got=repr(max_batch),
                              fix="choose one")
-        self.runtime: Runtime = Interpreted() if device == "cpu" else gpu.GpuRuntime()
+        made = Interpreted if device == "cpu" else gpu.GpuRuntime
+        self.runtime: Runtime = device if isinstance(device, Runtime) else made()
         self.graph, self.poison, self.convolution = graph, poison, convolution
         self.constants = Constants(self.runtime.device)
+        self._layouts = Layouts(self.runtime)
         self._ensembles = self._with_extension(extension, mode)
         self._plans: dict[tuple[tuple[str, ...], int], Plan | EnsemblePlan] = {}
-        self._buckets: dict[tuple[tuple[str, ...], int], _Bucket | Prepared] = {}
+        self._buckets: dict[tuple[tuple[str, ...], int], Prepared] = {}
         self._arenas: list[Arena] = []
         self._lock = Lock()
-        self._error: BaseException | None = None
+        self._faults = Faults()
         self.members = tuple(m.name for m in graph.members)
         self.voters = tuple(m.name for m in graph.voters)
         self.classes = graph[graph.members[0].output].spec.shape[0]
+        self._transfers = Transfers(self.runtime, len(self.members) + 1, self.classes)
         self.max_batch = self._fitting(max_batch)
 
     def _with_extension(self, extension: ModuleType | None, mode: str) -> Ensembles | None:
@@ -88,7 +93,7 @@ class CudaBackend:
                 raise UnsupportedError(f"cuda back end without a GPU, member {name!r}", expected="the extension built for the host",
                                        got="none", fix="use the cpu device of the engine")
             extension = _cuda_native.extension()
-        return Ensembles(self.runtime, self.constants, extension, mode, self.poison)
+        return Ensembles(self.runtime, self.constants, extension, mode, self.poison, self._layouts)
 
     def _fitting(self, wanted: int) -> int:
         plan = self.plan(1)
@@ -117,50 +122,74 @@ class CudaBackend:
         return min(1 << max(images - 1, 0).bit_length(), self.max_batch)
 
     def warm_up(self, batches: Iterable[int], members: Sequence[str] | None = None) -> None:
-        """Allocates, compiles and captures everything that batches of these sizes need, largest first: smaller buckets
-        then use its memory. Afterwards runs of these sizes allocate nothing on the GPU but their results."""
-        sizes = {self.bucket_of(n) for batch in batches for n in self._chunks(batch)}
+        """Allocates, compiles, captures and measures everything that batches of these sizes need, largest first: smaller
+        buckets then use its memory. Afterwards runs of these sizes allocate nothing on the GPU but their results."""
+        chunks = [self._chunks(batch) for batch in batches]
         with self._use():
-            for size in sorted(sizes, reverse=True):
+            for size in sorted({self.bucket_of(n) for sizes in chunks for n in sizes}, reverse=True):
                 self._bucket(self._chosen(members), size)
+            for sizes in sorted(filter(None, chunks), reverse=True):
+                self._reserve([self._bucket(self._chosen(members), self.bucket_of(n)) for n in sizes])
 
     def timing(self, batch: int, members: Sequence[str] | None = None) -> Timing | None:
         """What warming up measured for the bucket of ``batch`` images; None where there was nothing to measure."""
         bucket = self._buckets.get((self._chosen(members), self.bucket_of(batch)))
-        return bucket.timing if isinstance(bucket, Prepared) else None
+        return None if bucket is None else bucket.timing
+
+    def report(self) -> list[dict[str, Any]]:
+        """How every bucket that was used runs, and the times that decided it, as JSON has it."""
+        return [
+            {"members": list(members), "images": size, "mode": bucket.way.mode,
+             "timing": None if bucket.timing is None else bucket.timing.to_json()}
+            for (members, size), bucket in self._buckets.items()
+        ]
 
     def _chunks(self, images: int) -> list[int]:
         whole, rest = divmod(images, self.max_batch)
         return [self.max_batch] * whole + [rest] * (rest > 0)
 
-    def _bucket(self, members: tuple[str, ...], size: int) -> _Bucket | Prepared:
+    def _bucket(self, members: tuple[str, ...], size: int) -> Prepared:
         key = (members, size)
         if key not in self._buckets:
             plan = self.plan(size, members)
-            if isinstance(plan, EnsemblePlan):
-                assert self._ensembles is not None
-                self._check_memory(plan.batch, self._ensembles.needed_bytes(plan))
-                self._buckets[key] = self._ensembles.build(plan)
-                return self._buckets[key]
-            arena = next((a for a in self._arenas if a.slots == plan.slots and a.capacity >= size), None)
-            self._check_memory(size, self._needed_bytes(plan, arena is None))
-            if arena is None:
-                arena = Arena(plan, self.runtime.device, self.poison)
-                self._arenas.append(arena)
-            program = Program(plan, arena, self.constants, self.runtime.device, self.poison)
-            self._buckets[key] = _Bucket(program, self.runtime.prepare(program))
+            needed, free = self._needed_bytes(plan), self.runtime.free_bytes()
+            if needed > free:
+                raise no_memory(size, needed, f"{free} bytes")
+            try:
+                self._buckets[key] = self._build(plan)
+            except (MemoryError, torch.cuda.OutOfMemoryError) as error:  # memory in pieces, or others took it meanwhile
+                raise no_memory(size, needed, f"{self.runtime.free_bytes()} bytes, and {sentence(error)}") from error
         return self._buckets[key]
 
-    def _needed_bytes(self, plan: Plan, new_arena: bool) -> int:
+    def _build(self, plan: Plan | EnsemblePlan) -> Prepared:
+        if isinstance(plan, EnsemblePlan):
+            assert self._ensembles is not None
+            return self._ensembles.build(plan)
+        arena = self._arena(plan)
+        if arena is None:
+            arena = Arena(plan, self.runtime.device, self.poison)
+            self._arenas.append(arena)
+        program = Program(plan, arena, self.constants, self.runtime.device, self.poison)
+        return prepare(program, self.runtime, SEQUENTIAL, self._layouts)
+
+    def _arena(self, plan: Plan) -> Arena | None:
+        return next((a for a in self._arenas if a.slots == plan.slots and a.capacity >= plan.batch), None)
+
+    def _needed_bytes(self, plan: Plan | EnsemblePlan) -> int:
+        if isinstance(plan, EnsemblePlan):
+            assert self._ensembles is not None
+            return self._ensembles.needed_bytes(plan)
         image = int(np.prod(plan.image_shape)) * (4 if plan.float_images else 1)
         needed = self.constants.missing_bytes(plan) + plan.workspace_bytes + plan.batch * image
-        return needed + (Arena.bytes(plan) if new_arena else 0)
+        return needed + (Arena.bytes(plan) if self._arena(plan) is None else 0)
 
-    def _check_memory(self, batch: int, needed: int) -> None:
-        free = self.runtime.free_bytes()
+    def _reserve(self, buckets: Sequence[Prepared]) -> None:
+        """Staging for a run of these buckets."""
+        largest = max((bucket.program.images for bucket in buckets), key=len)
+        needed, free = self._transfers.missing_bytes(largest, len(buckets)), self.runtime.free_bytes()
         if needed > free:
-            raise UnsupportedError("cuda back end", expected=f"{needed} bytes of free GPU memory for {batch} images",
-                                   got=f"{free} bytes", fix="use a smaller batch, or end what else uses this GPU")
+            raise no_memory(len(largest), needed, f"{free} bytes")
+        self._transfers.reserve(largest, len(buckets))
 
     def run(self, images: np.ndarray | torch.Tensor, *, ensemble_only: bool = False) -> dict[str, Any]:
         """Logits per member and of the ``ensemble``, float32 ``(N, classes)``.
@@ -178,15 +207,13 @@ class CudaBackend:
 
     def _run_array(self, images: np.ndarray, members: tuple[str, ...], names: Sequence[str]) -> dict[str, Any]:
         logits = {name: np.empty((len(images), self.classes), np.float32) for name in names}
-        start = 0
-        for count in self._chunks(len(images)):
-            bucket = self._bucket(members, self.bucket_of(count))
-            with self._turn():
-                self.runtime.upload(images[start : start + count], bucket.program.images)
-                bucket.replay()
-                for name in names:
-                    self.runtime.download(bucket.program.logits[name], logits[name][start : start + count])
-            start += count
+        counts = self._chunks(len(images))
+        if not counts:
+            return logits
+        buckets = [self._bucket(members, self.bucket_of(count)) for count in counts]
+        self._reserve(buckets)
+        with self._turn():
+            self._transfers.run(images, logits, [Job(b.program, b.replay, n) for b, n in zip(buckets, counts, strict=True)])
         return logits
 
     def _run_tensor(self, images: torch.Tensor, members: tuple[str, ...], names: Sequence[str]) -> dict[str, Any]:
@@ -196,18 +223,63 @@ class CudaBackend:
         for count in self._chunks(len(images)):
             bucket = self._bucket(members, self.bucket_of(count))
             with self._turn():
-                bucket.program.images[:count].copy_(images[start : start + count], non_blocking=True)
+                self.runtime.copy(bucket.program.images[:count], images[start : start + count])
                 bucket.replay()
                 for name in names:
-                    logits[name][start : start + count].copy_(bucket.program.logits[name][:count], non_blocking=True)
+                    self.runtime.copy(logits[name][start : start + count], bucket.program.logits[name][:count])
             start += count
         return logits
+
+    def trace(self, images: np.ndarray, path: str | Path, *, ensemble_only: bool = False) -> dict[str, np.ndarray]:
+        """Writes a run of a host array on a time line (trace.py), and returns its logits, which are those of :meth:`run`.
+
+        Parts run as the buckets of this size do; where that is one after the other, a second run shows them on streams of
+        their own. Raises InputError without an image, WriteError.
+        """
+        if not len(images):
+            raise InputError("trace", expected="at least one image", got="none", fix="trace a batch that holds some")
+        members = self.voters if ensemble_only else self.members
+        names = ["ensemble"] if ensemble_only else [*members, "ensemble"]
+        with self._use():
+            counts = self._chunks(len(images))
+            buckets = [self._bucket(members, self.bucket_of(count)) for count in counts]
+            self._reserve(buckets)
+            logits = {name: np.empty((len(images), self.classes), np.float32) for name in names}
+            with self._turn():
+                recorder = Recorder(self.runtime)
+                ways = [[bucket.way for bucket in buckets]]
+                if len(buckets[0].program.parts) > 1 and buckets[0].way.mode == SEQUENTIAL:
+                    ways.append([Way(STREAMS)] * len(buckets))
+                for each_way in ways:
+                    self._record(recorder, images, logits, list(zip(buckets, counts, each_way, strict=True)))
+                events = recorder.events()
+        write_trace(path, events, {
+            "gpu": self.runtime.gpu, "images": len(images), "members": ", ".join(members),
+            "buckets": [{"images": n, "mode": str(b.way)} for b, n in zip(buckets, counts, strict=True)],
+        })
+        return logits
+
+    def _record(
+        self, recorder: Recorder, images: np.ndarray, logits: dict[str, np.ndarray], chunks: Sequence[tuple[Prepared, int, Way]]
+    ) -> None:
+        recorder.process = f"{chunks[0][2]}, {chunks[0][1]} images per chunk"
+        recorder.name(self.runtime.current(), "the caller's stream")
+        jobs = []
+        for bucket, count, way in chunks:
+            layout = self._layouts.of(way, bucket.program.parts)
+            for part, stream in zip(bucket.program.parts, layout.streams, strict=True):
+                if stream is not None:
+                    recorder.name(stream, f"stream of {', '.join(part.members)}")
+            jobs.append(Job(bucket.program, partial(run_program, bucket.program, layout, self.runtime, recorder), count))
+        for name, stream in self._transfers.streams().items():
+            recorder.name(stream, name)
+        self._transfers.run(images, logits, jobs, recorder)
 
     @contextmanager
     def _use(self) -> Iterator[None]:
         """One call at a time, its errors translated. What is allocated here outlives the call, so it must not become an
         inference tensor of a caller in ``torch.inference_mode``, which no later call could write."""
-        with self._lock, _Guard(self), torch.inference_mode(False), torch.no_grad():
+        with self._lock, self._faults, torch.inference_mode(False), torch.no_grad():
             yield
 
     @contextmanager
@@ -218,36 +290,3 @@ class CudaBackend:
             yield
         finally:
             self.runtime.end()
-
-    def check(self) -> None:
-        """Raises UnsupportedError if an earlier call ended in a CUDA error."""
-        if self._error is not None:
-            raise UnsupportedError("cuda back end", expected="an engine that has not failed",
-                                   got=f"one that did: {_sentence(self._error)}", fix="make a new engine, in a new process")
-
-    def fail(self, error: BaseException) -> None:
-        self._error = error
-
-
-class _Guard:
-    """Turns what CUDA and Triton raise into errors of this project, and remembers the first."""
-
-    def __init__(self, backend: CudaBackend) -> None:
-        self.backend = backend
-
-    def __enter__(self) -> None:
-        self.backend.check()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, HceError) or not isinstance(error, Exception):
-            return  # nothing, an error that says enough, or an interruption
-        if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-            raise UnsupportedError("cuda back end", expected="memory for a bucket of images", got=_sentence(error),
-                                   fix="use a smaller batch, or end what else uses this GPU") from error
-        self.backend.fail(error)
-        raise UnsupportedError("cuda back end", expected="a run without errors", got=_sentence(error),
-                               fix="make a new engine, in a new process; this one is not used again") from error
-
-
-def _sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
-import numpy as np
 import torch
 
 from ...errors import UnsupportedError
+from .green_contexts import GreenContexts
+from .runtime import Partition, Runtime
 
 OLDEST = (8, 0)  # compute capability: int8 tensor cores as the kernels use them
 # From this compute capability on, Triton before 3.7 contracts the product and sum of a logit into one rounding, whatever it
@@ -52,54 +55,74 @@ def require() -> None:
         )
 
 
-class GpuRuntime:
+class GpuRuntime(Runtime):
     """CUDA graphs on the device that is current when this object is made."""
+
+    concurrent = True
 
     def __init__(self) -> None:
         require()
         self.index = torch.cuda.current_device()
         self.device = f"cuda:{self.index}"
         self.gpu: str | None = torch.cuda.get_device_name(self.index)
-        self._last = torch.cuda.Event()
-        self._pinned: dict[tuple[torch.Size, torch.dtype], torch.Tensor] = {}
+        self._partitions: dict[float, GreenPartition] = {}
+        super().__init__()
 
     def free_bytes(self) -> int:
         free, _ = torch.cuda.mem_get_info(self.index)
         return free + torch.cuda.memory_reserved(self.index) - torch.cuda.memory_allocated(self.index)
 
-    def prepare(self, run: Callable[[], None]) -> Callable[[], None]:
-        with torch.cuda.device(self.index):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            side.wait_event(self._last)  # of another bucket, which may lie in the same memory and run on another stream
-            with torch.cuda.stream(side):
-                run()
-            side.synchronize()
-            graph = torch.cuda.CUDAGraph()
+    def stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.index)
+
+    def current(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self.index)
+
+    def use(self, stream: Any) -> AbstractContextManager[object]:
+        return torch.cuda.stream(stream)
+
+    def event(self, timing: bool = False) -> torch.cuda.Event:
+        return torch.cuda.Event(enable_timing=timing)
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
+
+    def graph(self, run: Callable[[], None], stream: Any) -> Callable[[], None]:
+        before = self.current()
+        graph = torch.cuda.CUDAGraph()
+        try:
             # Other threads may use CUDA meanwhile: the capture concerns this one alone.
-            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            with torch.cuda.device(self.index), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 run()
-        return graph.replay
+        finally:
+            if self.current() != before:  # a capture that fails leaves its own stream behind
+                with torch.cuda.device(self.index):
+                    torch.cuda.set_stream(before)
 
-    def begin(self) -> None:
-        torch.cuda.current_stream(self.index).wait_event(self._last)
+        def replay() -> None:
+            with torch.cuda.device(self.index):
+                graph.replay()
 
-    def end(self) -> None:
-        self._last.record(torch.cuda.current_stream(self.index))
+        return replay
 
-    def _staging(self, like: torch.Tensor) -> torch.Tensor:
-        key = (like.shape, like.dtype)
-        if key not in self._pinned:
-            self._pinned[key] = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=True)
-        return self._pinned[key]
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.index)
 
-    def upload(self, images: np.ndarray, static: torch.Tensor) -> None:
-        staging = self._staging(static)
-        np.copyto(staging[: len(images)].numpy(), images)
-        static[: len(images)].copy_(staging[: len(images)], non_blocking=True)
+    def partition(self, share: float) -> Partition:
+        """Green contexts, which live as long as this object: creating them takes longer than a run."""
+        if share not in self._partitions:
+            self._partitions[share] = GreenPartition(GreenContexts(self.index, share), self.index)
+        return self._partitions[share]
 
-    def download(self, static: torch.Tensor, rows: np.ndarray) -> None:
-        staging = self._staging(static)
-        staging[: len(rows)].copy_(static[: len(rows)], non_blocking=True)
-        torch.cuda.current_stream(self.index).synchronize()
-        rows[:] = staging[: len(rows)].numpy()
+
+class GreenPartition:
+    """Streams of green contexts as those of torch."""
+
+    def __init__(self, groups: GreenContexts, device: int) -> None:
+        self.groups, self.device, self.sizes = groups, device, groups.sizes
+        self._streams: dict[tuple[int, int], torch.cuda.Stream] = {}
+
+    def stream(self, side: int, index: int) -> torch.cuda.Stream:
+        if (side, index) not in self._streams:
+            self._streams[side, index] = torch.cuda.ExternalStream(self.groups.new_stream(side), device=self.device)
+        return self._streams[side, index]

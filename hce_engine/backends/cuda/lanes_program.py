@@ -8,6 +8,7 @@ host the same code runs without a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ from ...plan.cuda.lanes_plan import (
     WinogradConfig,
 )
 from ...plan.cuda.winograd_weights import pack_winograd
+from .work import Work
 
 Ref = tuple[int, int, int, int]  # address of pixel (0, 0); strides of a tile, a row and a pixel in floats
 Start = Callable[[int], None]  # starts one launch on a stream, given its handle
@@ -116,6 +118,8 @@ class LanesProgram:
     it too.  logits: member -> static output, float32 ``(N, classes)``.
     """
 
+    limited = True  # kernels loop over their work, so any grid computes all of it
+
     def __init__(
         self, plan: LanesPlan, arena: LanesArena, constants: LanesConstants, images: torch.Tensor, poison: bool = False
     ) -> None:
@@ -128,12 +132,25 @@ class LanesProgram:
         self.logits = {name: torch.full((plan.batch, plan.classes), fill, dtype=torch.float32, device=self.device)
                        for name in plan.members}
         self._kept: list[torch.Tensor] = []  # small constants that launches point at
+        self.members = plan.members
         self.launches = [self._start(step) for step in plan.steps]
 
     def __call__(self) -> None:
         stream = current_stream(self.device)
         for launch in self.launches:
             launch(stream)
+
+    def work(self, share: float | None = None) -> list[Work]:
+        """The launches with their names and costs. share: of the thread blocks that fill the GPU, the same bytes; None fills
+        it."""
+        launches = self.launches
+        if share is not None:
+            parts = self.extension.GRID_SHARES
+            blocks = -min(max(round(share * parts), 1), parts)
+            launches = [with_blocks(launch, step.config, blocks) for launch, step in zip(launches, self.plan.steps, strict=True)]
+        return [Work(step.nodes, step.kernel, step.cost, partial(_on_current_stream, launch, self.device),
+                     "" if step.config is None else str(step.config))
+                for launch, step in zip(launches, self.plan.steps, strict=True)]
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 
@@ -215,6 +232,22 @@ class LanesProgram:
 
 def _call(kernel: Callable[..., None], index: int, arguments: Mapping[str, Any], stream: int) -> None:
     kernel(index, stream, **arguments)
+
+
+def _on_current_stream(launch: Start, device: str) -> None:
+    launch(current_stream(device))
+
+
+def with_blocks(launch: Start, config: Any, blocks: int) -> Start:
+    """The same launch with other ``blocks`` (csrc/cuda/launch.h): of its configuration, or an argument of kernels without one. A
+    launch whose configuration has none stays as it is: its grid is its work."""
+    assert isinstance(launch, partial)
+    kernel, index, arguments = launch.args
+    if config is None:
+        return partial(_call, kernel, index, {**arguments, "blocks": blocks})
+    if not hasattr(config, "blocks"):
+        return launch
+    return partial(_call, kernel, index, {**arguments, "config": replace(config, blocks=blocks).values()})
 
 
 BUILDERS: dict[str, Callable[[LanesProgram, LaneStep], dict[str, Any]]] = {

@@ -16,6 +16,8 @@ from ...kernels.formats import SLACK
 from ...kernels.launch import Launch, Recoded, Residual
 from ...kernels.layer import layer_arrays
 from ...plan.cuda import Map, Plan, Step, Weights
+from ...plan.cuda.plan import short
+from .work import Work
 
 POISON = -91  # the byte that unwritten memory holds in tests
 
@@ -72,7 +74,10 @@ class Program:
 
     images: static input, uint8 ``(N, H, W, C)`` or float32 ``(N, C, H, W)``; its own, or one that programs share.
     logits: static outputs per member and for ``ensemble``, float32 ``(N, classes)``.  launches: in order.  step_of: the step each of them belongs to.
+    parts, mean: this program is its only part, and computes the mean of its members itself.
     """
+
+    limited = False  # Triton kernels have one thread block per tile
 
     def __init__(
         self, plan: Plan, arena: Arena, constants: Constants, device: str, poison: bool = False,
@@ -104,6 +109,7 @@ class Program:
             self.launches += made
             self.step_of += [step] * len(made)
         self.logits = {name: self._logits[id(value)] for name, value in plan.outputs.items()}
+        self.members = plan.members
 
     def map(self, value: Any) -> DeviceMap:
         return self._maps[id(value)]
@@ -114,6 +120,20 @@ class Program:
     def __call__(self) -> None:
         for launch in self.launches:
             launch()
+
+    @property
+    def parts(self) -> tuple[Program]:
+        return (self,)
+
+    @property
+    def mean(self) -> tuple[Work, ...]:
+        return ()
+
+    def work(self, share: float | None = None) -> list[Work]:
+        """The launches with their names and costs; there is no ``share`` of them."""
+        assert share is None
+        return [Work(step.nodes, step.kernel, launch.cost, launch, short(step.config))
+                for launch, step in zip(self.launches, self.step_of, strict=True)]
 
     # -- one builder per launcher -------------------------------------------------------------------------------------
 

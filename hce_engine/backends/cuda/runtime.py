@@ -1,67 +1,142 @@
-"""What runs launches: a GPU through CUDA graphs (gpu.py), or, for tests, Triton's interpreter on the CPU."""
+"""What the back end asks of a device: streams, events, graphs, copies. A GPU (gpu.py), or, for tests, the CPU (interpreted.py).
+
+All that decides an order (modes.py, transfers.py, trace.py, backend.py) is written against :class:`Runtime`, so that it also
+runs on a device that checks the order instead of keeping to it (tests/cuda/fake_runtime.py).
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from ...errors import UnsupportedError
-from ...kernels.launch import INTERPRETED
 
 
-class Runtime(Protocol):
-    """device: for tensors.  gpu: name of the GPU, whose measured configurations are used; None: defaults."""
+class Event(Protocol):
+    """A point in the work of a stream, as torch.cuda.Event. One that was not recorded yet holds nobody up."""
+
+    def record(self, stream: Any) -> None: ...
+
+    def synchronize(self) -> None:
+        """The host waits for it."""
+
+    def elapsed_time(self, end: Any) -> float:
+        """Milliseconds from this event to ``end``, both past and made for timing."""
+
+
+class Stream(Protocol):
+    """Work in order, as torch.cuda.Stream; equal streams have equal hashes."""
+
+    def wait_event(self, event: Any) -> None:
+        """What follows on this stream waits for the event."""
+
+    def synchronize(self) -> None:
+        """The host waits for all work of this stream."""
+
+
+class Partition(Protocol):
+    """Two groups of multiprocessors that share none. sizes: how many each has."""
+
+    sizes: tuple[int, int]
+
+    def stream(self, side: int, index: int) -> Stream:
+        """Stream number ``index`` whose kernels run on the multiprocessors of a group alone."""
+
+
+class Runtime(ABC):
+    """device: for tensors.  gpu: name of the GPU, whose measured configurations are used; None: defaults.
+    concurrent: whether streams run at the same time, so that there is something to choose."""
 
     device: str
     gpu: str | None
+    concurrent: bool
 
+    def __init__(self) -> None:
+        self._last = self.event()
+        self._side: Stream | None = None
+
+    @abstractmethod
     def free_bytes(self) -> int:
         """Device memory that can be allocated now."""
 
-    def prepare(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Runs ``run`` once, so that everything is compiled, and returns what repeats it on the current stream."""
+    @abstractmethod
+    def stream(self) -> Stream:
+        """A new one."""
+
+    @abstractmethod
+    def current(self) -> Stream:
+        """That of the calling thread."""
+
+    @abstractmethod
+    def use(self, stream: Stream) -> AbstractContextManager[object]:
+        """Makes it the current one of the calling thread."""
+
+    @abstractmethod
+    def event(self, timing: bool = False) -> Event: ...
+
+    @abstractmethod
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Host memory that the device can reach."""
+
+    @abstractmethod
+    def graph(self, run: Callable[[], None], stream: Stream) -> Callable[[], None]:
+        """Captures ``run`` on ``stream``, without running it; returns what repeats it on the current stream."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Waits for all work of the device. Raises what CUDA has to say by then."""
+
+    def partition(self, share: float) -> Partition:
+        """Multiprocessors cut in two, of which the first group has about ``share``. Raises UnsupportedError where a device or
+        its driver cannot."""
+        raise UnsupportedError("green contexts", expected="a CUDA device", got=self.device, fix="use other modes")
+
+    def copy(self, to: torch.Tensor, source: torch.Tensor) -> None:
+        """A copy in the order of the current stream; host memory must be pinned, or the host waits."""
+        to.copy_(source, non_blocking=True)
+
+    def write_host(self, pinned: torch.Tensor, rows: np.ndarray) -> None:
+        np.copyto(pinned.numpy(), rows)
+
+    def read_host(self, pinned: torch.Tensor, rows: np.ndarray) -> None:
+        np.copyto(rows, pinned.numpy())
+
+    # -- turns: static memory belongs to one run at a time ------------------------------------------------------------
 
     def begin(self) -> None:
-        """Waits, on the current stream, for the last run: the static tensors are free after this."""
+        """Waits, on the current stream, for the last run: static tensors are free after this."""
+        self.current().wait_event(self._last)
 
     def end(self) -> None:
         """Notes the end of a run on the current stream."""
+        self._last.record(self.current())
 
-    def upload(self, images: np.ndarray, static: torch.Tensor) -> None:
-        """Copies host images to the first rows of a static tensor."""
+    def warm(self, run: Callable[[], None]) -> None:
+        """Runs ``run`` once, so that everything is compiled and loaded."""
+        here = self.event()
+        here.record(self.current())
+        side = self._capture_stream()
+        side.wait_event(here)
+        side.wait_event(self._last)  # of another bucket, which may lie in the same memory and run on another stream
+        with self.use(side):
+            run()
+        side.synchronize()
 
-    def download(self, static: torch.Tensor, rows: np.ndarray) -> None:
-        """Copies the first rows of a static tensor to host memory, and waits for them."""
-
-
-class Interpreted:
-    """Kernels in Triton's interpreter: slow, exact, and the same code path up to the graph."""
-
-    device: str = "cpu"
-    gpu: str | None = None
-
-    def __init__(self) -> None:
-        if not INTERPRETED:
-            raise UnsupportedError("cuda back end", expected="a CUDA device, or TRITON_INTERPRET=1 set before the start",
-                                   got="device cpu with compiled kernels", fix="use the cpu device of the engine")
-
-    def free_bytes(self) -> int:
-        return 1 << 62  # the system's own business
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """A graph of ``run``, which was warmed up; returns what replays it on the current stream."""
+        return self.graph(run, self._capture_stream())
 
     def prepare(self, run: Callable[[], None]) -> Callable[[], None]:
-        return run  # there is nothing to compile
+        """:meth:`warm`, then :meth:`capture`."""
+        self.warm(run)
+        return self.capture(run)
 
-    def begin(self) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
-
-    def upload(self, images: np.ndarray, static: torch.Tensor) -> None:
-        np.copyto(static[: len(images)].numpy(), images)
-
-    def download(self, static: torch.Tensor, rows: np.ndarray) -> None:
-        rows[:] = static[: len(rows)].numpy()
+    def _capture_stream(self) -> Stream:
+        if self._side is None:
+            self._side = self.stream()
+        return self._side
