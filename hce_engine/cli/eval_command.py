@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import common, keep_inputs, some_members
+from .options import common, keep_inputs, some_members, trace_file
 from .output import percent, progress_bar, say, show_table, write_json
 
 
@@ -19,11 +19,12 @@ from .output import percent, progress_bar, say, show_table, write_json
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable image files out and list them at the end.")
 @click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True, help="Images per call.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine; default: all usable cores.")
+@trace_file
 @some_members
 @common
 def command(
-    model: Path, data: Path, split: str, skip_bad: bool, batch: int, threads: int | None, members: tuple[str, ...] | None,
-    json_path: Path | None, device: str,
+    model: Path, data: Path, split: str, skip_bad: bool, batch: int, threads: int | None, trace_path: Path | None,
+    members: tuple[str, ...] | None, json_path: Path | None, device: str,
 ) -> int:
     """Measure accuracy of each member and of the ensemble of MODEL on labelled images.
 
@@ -37,8 +38,10 @@ def command(
     from ..images.files import to_input
     from ..training.evaluate import evaluate_logits
 
-    keep_inputs((json_path,), (model, data))
+    keep_inputs((trace_path, json_path), (model, data))
     engine = load(model, device=device, threads=threads, members=members)
+    if trace_path is not None:
+        engine.require_trace()
     labelled = images.open_labelled(data, split, spec=engine.input, skip_bad=skip_bad)
     graph = engine.artifact.graph
     numbers = images.class_numbers(labelled, engine.artifact.classes, graph[graph.voters[0].output].spec.shape[0])
@@ -46,7 +49,10 @@ def command(
     labels: list[Any] = []
     with progress_bar("evaluating", len(labelled.labels)) as bar:
         for pixels, some in labelled.batches(batch):
-            for name, logits in engine.members(to_input(pixels, engine.input)).items():
+            chunk = to_input(pixels, engine.input)
+            if trace_path is not None and not labels:
+                engine.trace(chunk, trace_path)
+            for name, logits in engine.members(chunk).items():
                 parts.setdefault(name, []).append(np.asarray(logits))
             labels.append(numbers[some])
             bar.advance(len(some))
@@ -59,6 +65,7 @@ def command(
     write_json(json_path, "eval", {
         "model": str(model), "data": labelled.source, "split": split, **result, "ledger": dict(engine.artifact.ledger),
         "skipped": [{"name": name, "reason": reason} for name, reason in labelled.skipped],
+        "concurrency": engine.report(),
     })
     return 0
 

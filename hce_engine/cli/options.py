@@ -37,6 +37,12 @@ def some_members(command: Command) -> Command:
                         help="Run only these members, for example q or q,s; they vote.")(command)
 
 
+def trace_file(command: Command) -> Command:
+    """``--trace FILE``."""
+    return click.option("--trace", "trace_path", type=click.Path(path_type=Path), metavar="FILE",
+                        help="On a GPU, write a run of the first batch on a time line for Perfetto or chrome://tracing.")(command)
+
+
 def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(name.strip() for name in value.split(","))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import common, keep_inputs, some_members
+from .options import common, keep_inputs, some_members, trace_file
 from .output import amount, progress_bar, say, write_json
 from .predictions import NO_CLASS, open_predictions, top_class
 
@@ -19,11 +19,12 @@ from .predictions import NO_CLASS, open_predictions, top_class
 @click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True, help="Images per call.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine; default: all usable cores.")
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable image files out and list them at the end.")
+@trace_file
 @some_members
 @common
 def command(
-    model: Path, source: Path, out: Path, batch: int, threads: int | None, skip_bad: bool, members: tuple[str, ...] | None,
-    json_path: Path | None, device: str,
+    model: Path, source: Path, out: Path, batch: int, threads: int | None, skip_bad: bool, trace_path: Path | None,
+    members: tuple[str, ...] | None, json_path: Path | None, device: str,
 ) -> int:
     """Classify INPUT with the ensemble of MODEL.
 
@@ -42,16 +43,20 @@ def command(
     from ..images import open_images
     from ..images.cifar import find_cifar
 
-    keep_inputs((out, json_path), (model, source))
+    keep_inputs((out, trace_path, json_path), (model, source))
     engine = load(model, device=device, threads=threads, members=members)
+    if trace_path is not None:
+        engine.require_trace()
     images = open_images(source, engine.input, skip_bad=skip_bad)
     by_index = source.suffix.lower() in (".npy", ".npz") or (source.is_dir() and find_cifar(source) is not None)
     done = unclear = 0
+    first: np.ndarray | None = None
     started = time.monotonic()
     with open_predictions(out, "index" if by_index else "file", engine.artifact.classes) as writer, \
             progress_bar("classifying", images.total) as bar:
         for names, chunk in images.batches(batch):
             logits = np.asarray(engine(chunk))
+            first = chunk if first is None else first
             writer.add(names, logits)
             done += len(names)
             unclear += int((top_class(logits)[0] == NO_CLASS).sum())
@@ -60,6 +65,9 @@ def command(
             raise DataError(f"run {source}", expected="at least one readable image", fix="check the files and their sizes",
                             got=f"none of {len(images.skipped)} ({images.skipped[0].name}: {images.skipped[0].reason})")
     seconds = time.monotonic() - started
+    concurrency = engine.report()
+    if trace_path is not None and first is not None:
+        engine.trace(first, trace_path, ensemble_only=True)
     say(f"{done} images in {seconds:.1f} s ({amount(done / max(seconds, 1e-9))} images/s, reading included) -> {out}")
     if unclear:
         say(f"{unclear} images hold NaN or Inf and got no class")
@@ -68,5 +76,6 @@ def command(
     write_json(json_path, "run", {
         "model": str(model), "input": str(source), "out": str(out), "images": done, "without_class": unclear,
         "skipped": [{"name": s.name, "reason": s.reason} for s in images.skipped], "seconds": seconds,
+        "concurrency": concurrency,
     })
     return 0
