@@ -392,11 +392,14 @@ def test_a_mode_that_was_asked_for_and_cannot_be_is_an_error() -> None:
 
     def refuse(share: float | None) -> float:
         if share is not None:
-            raise ValueError("conv2d_f32: a grid of its own expected")
+            try:
+                raise ValueError("conv2d_f32: a grid of its own expected")
+            finally:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
         return 1.0
 
     backend.seconds = {**seconds, "s": refuse}
-    with pytest.raises(UnsupportedError, match=r"that this device can run, got shares: grids 0.750: .*a grid of its own"):
+    with pytest.raises(UnsupportedError, match=r"that this device can run, got shares: grids 0.750: CUDA error: .*, after: .*a grid of its own"):
         backend.warm_up([4])
 
 

@@ -204,18 +204,28 @@ def _fastest(program: Runnable, runtime: Runtime, mode: str, capture: Callable[[
             if way.mode == STREAMS and not isinstance(error, VerificationError):
                 raise  # plain streams ask for nothing that a device may lack
             runtime.synchronize()  # raises if the device is lost
-            refused[way] = " ".join(str(error).split())
+            refused[way] = reason(error)
     times = medians(runtime, [*replays.values(), *alone], ROUNDS)
     seconds = dict(zip(replays, times, strict=False))
     parts = tuple(PartTime(part.members, t) for part, t in zip(program.parts, times[len(replays):], strict=True))
     choice = [way for way in replays if mode == AUTO or way.mode == mode]
     if not choice:
         raise UnsupportedError(f"mode {mode}", expected="a share that this device can run", fix="use mode auto",
-                               got="; ".join(f"{way}: {reason}" for way, reason in refused.items()))
+                               got="; ".join(f"{way}: {text}" for way, text in refused.items()))
     chosen = min(choice, key=lambda way: seconds[way])
     why = f"the fastest of {len(choice)} by the median of {ROUNDS} replays" + f", {len(refused)} left out" * bool(refused)
     candidates = tuple(Candidate(way, seconds.get(way), refused.get(way, "")) for way in [sequential, *ways])
     return Prepared(program, replays[chosen], chosen, Timing(candidates, parts, chosen, why))
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, and what it came after: a capture that fails also fails to end, and that error says less."""
+    texts = []
+    after: BaseException | None = error
+    while after is not None:
+        texts.append(" ".join(str(after).split()))
+        after = after.__cause__ or after.__context__
+    return ", after: ".join(texts)
 
 
 def fill_with_noise(images: torch.Tensor, runtime: Runtime) -> None:
