@@ -29,7 +29,8 @@ class Backend(Protocol):
 
     def run(self, images: np.ndarray | torch.Tensor, *, ensemble_only: bool = False) -> dict[str, Any]: ...
 
-    def timing(self, batch: int) -> Any: ...
+    def timing(self, batch: int) -> Any:
+        """What warming up measured of the ways to run an ensemble, with ``to_json()``; None where there was nothing to measure."""
 
 
 class Device(Protocol):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -121,7 +120,8 @@ class _Setting(Comparison):
         if isinstance(own, str):
             row["skipped"] = own
             return
-        row["build_seconds"], row["concurrency"] = own.seconds, _concurrency(own.backend.timing(self.batch))
+        timing = own.backend.timing(self.batch)
+        row["build_seconds"], row["concurrency"] = own.seconds, None if timing is None else timing.to_json()
         self.admit(row, Admission(self._own_call(own.backend), own.checks))
 
     def _own_call(self, backend: Backend) -> Call:
@@ -186,11 +186,3 @@ class _Setting(Comparison):
         allowed = max(self.subject.largest_error(part.network, peer.precision) for part, peer in zip(parts, peers, strict=True))
         check = same_logits(call(), expected, allowed)
         return Check(check.passed, f"from pixels of the host: {check.text}")
-
-
-def _concurrency(timing: Any) -> dict[str, Any] | None:
-    """What the back end measured of its ways to run the parts of an ensemble, None where there was nothing to measure."""
-    if timing is None:
-        return None
-    seconds = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(timing).items()}
-    return {"mode": timing.mode, "overlap": timing.overlap, "seconds": seconds}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,19 +10,13 @@ import numpy as np
 import torch
 
 from hce_engine.backends import reference
+from hce_engine.backends.cuda.modes import SEQUENTIAL, STREAMS, Candidate, PartTime, Timing, Way
 from hce_engine.bench.cuda_clocks import Clocks
 from hce_engine.graph import Graph
 
-
-@dataclass(frozen=True)
-class FakeTiming:
-    """As of an ensemble that was measured."""
-
-    sequential: float = 0.004
-    streams: float = 0.003
-    parts: tuple[float, ...] = (0.002, 0.002)
-    mode = "streams"
-    overlap = 0.5
+CANDIDATES = (Candidate(Way(SEQUENTIAL), 0.004), Candidate(Way(STREAMS), 0.003))
+PARTS = (PartTime(("q",), 0.002), PartTime(("s",), 0.002))
+TIMING = Timing(CANDIDATES, PARTS, Way(STREAMS), "the fastest of 2")
 
 
 class FakeRuntime:
@@ -55,8 +48,8 @@ class FakeBackend:
         mean = self.change(reference.mean_logits([logits[m.name] for m in self.graph.members]))
         return {"ensemble": torch.from_numpy(mean) if as_tensor else mean}
 
-    def timing(self, batch: int) -> FakeTiming | None:
-        return FakeTiming() if len(self.graph.members) > 1 else None
+    def timing(self, batch: int) -> Timing | None:
+        return TIMING if len(self.graph.members) > 1 else None
 
 
 class FakeTimer:

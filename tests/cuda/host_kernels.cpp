@@ -163,7 +163,7 @@ void Conv() {
       {1, 6, 6, 3, 3, 1, 1, 2, 2, 2, 2, 1, 3, 33, 2, 12, 3, 1, 27, 0, false, false},        // dilation, 11 x 3, 3 warps
       {1, 3, 9, 1, 1, 1, 1, 1, 1, 0, 0, 1, 33, 16, 1, 16, 1, 1, 16, 0, true, false},        // 1 x 1, no halo
       {1, 5, 4, 1, 3, 1, 2, 1, 1, 0, 1, 3, 2, 3, 2, 2, 4, 1, 5, 0, false, true},            // groups, 2 + 1, idle warps
-      {1, 2, 2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 12, 1, 1, 1, -32, false, false},        // half of the grid, one channel, one line a chunk
+      {1, 2, 2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 12, 1, 1, 1, -32, false, false},        // one channel, one line a chunk, half the grid
       {1, 7, 1, 5, 1, 3, 1, 1, 1, 2, 0, 1, 7, 10, 2, 5, 2, 2, 9, 1, true, true},            // one column
       {2, 1, 11, 3, 3, 1, 1, 1, 1, 1, 1, 1, 4, 23, 2, 6, 4, 1, 36, 5, false, true},         // 6 + 6 + 6 + 5
   };

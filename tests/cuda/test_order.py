@@ -334,6 +334,7 @@ def test_the_share_that_fits_is_kept() -> None:
     assert {0.375, 0.25, 0.1875, 0.125} < set(asked)
     assert backend.report()[0]["mode"] == SHARES
     facts = json.loads(json.dumps(backend.report()))[0]["timing"]
+    assert facts["mode"] == SHARES
     assert facts["chosen"] == {"mode": "shares", "kind": "grids", "share": 0.5}
     assert facts["overlap"] == pytest.approx((13.0 - 3.0) / 3.0)
     assert len(facts["candidates"]) == len(timing.candidates)

@@ -100,7 +100,7 @@ class Timing:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "chosen": _way(self.chosen), "why": self.why, "overlap": self.overlap,
+            "mode": self.mode, "chosen": _way(self.chosen), "why": self.why, "overlap": self.overlap,
             "parts": [{"members": list(part.members), "seconds": part.seconds} for part in self.parts],
             "candidates": [{**_way(c.way), "seconds": c.seconds, "left_out": c.refused or None} for c in self.candidates],
         }
