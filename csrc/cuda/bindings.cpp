@@ -230,6 +230,7 @@ PYBIND11_MODULE(_cuda, m) {
                                          PyExc_RuntimeError, nullptr);
   m.attr("CudaError") = py::reinterpret_borrow<py::object>(cuda_error);
   BindKernels(m);
+  BindNhwc(m);
 #if !defined(HCE_HOST)
   BindDevices(m);
 #endif

@@ -91,4 +91,6 @@ inline ConvConfig Config(const std::array<int32_t, 6>& c) { return {c[0], c[1], 
 using Limits = std::array<float, 2>;
 using FloatArray = py::array_t<float, py::array::c_style>;
 
+void BindNhwc(py::module_& m);
+
 }  // namespace hce::cuda

@@ -13,13 +13,7 @@ namespace {
 
 constexpr int kDepthwisePixels = 4;
 
-// Starts a kernel whose threads share `jobs` pieces of work, one at a time each.
-template <class Kernel, class Args>
-Status LaunchPieces(int64_t jobs, const Args& a, Stream stream) {
-  const int blocks = GridBlocks<Kernel, Args>(jobs, Kernel::kThreads, 1, a.blocks, Kernel::kThreads, 0);
-  return Launch<Kernel>(blocks, 1, Kernel::kThreads, 0, a, stream);
-}
-// The same where a thread block takes a job.
+// Starts a kernel whose thread blocks share its jobs, one at a time each.
 template <class Kernel, class Args>
 Status LaunchBlocks(const Args& a, Stream stream) {
   const int blocks = GridBlocks<Kernel, Args>(Kernel::Jobs(a), 1, 1, a.blocks, Kernel::kThreads, Kernel::kSharedBytes);

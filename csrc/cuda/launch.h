@@ -129,6 +129,13 @@ int GridBlocks(int64_t jobs, int per_block, int blocks_y, int asked, int threads
   return static_cast<int>(blocks < needed ? blocks : needed);
 }
 
+// Starts a kernel whose threads share `jobs` pieces of work, one at a time each.
+template <class Kernel, class Args>
+Status LaunchPieces(int64_t jobs, const Args& a, Stream stream) {
+  const int blocks = GridBlocks<Kernel, Args>(jobs, Kernel::kThreads, 1, a.blocks, Kernel::kThreads, 0);
+  return Launch<Kernel>(blocks, 1, Kernel::kThreads, 0, a, stream);
+}
+
 #endif
 
 }  // namespace hce::cuda

@@ -109,7 +109,7 @@ struct PendingCopies {
   struct Copy {
     void* to;
     const void* from;
-    int bytes;
+    int bytes, zeros;  // zeros follow the bytes
   };
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
@@ -126,7 +126,7 @@ struct PendingCopies {
 // after CopyAsyncWait; visible to the block after a Sync() that follows.
 device_function void CopyAsync16(void* shared, const void* global) {
 #if defined(HCE_HOST)
-  PendingCopies::OfThisThread().open.push_back({shared, global, 16});
+  PendingCopies::OfThisThread().open.push_back({shared, global, 16, 0});
 #else
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
@@ -135,10 +135,27 @@ device_function void CopyAsync16(void* shared, const void* global) {
 // The same for 4 bytes, aligned to 4.
 device_function void CopyAsync4(void* shared, const void* global) {
 #if defined(HCE_HOST)
-  PendingCopies::OfThisThread().open.push_back({shared, global, 4});
+  PendingCopies::OfThisThread().open.push_back({shared, global, 4, 0});
 #else
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory");
+#endif
+}
+// The same, of which only the first `bytes` are read; zeros take the place of the others.
+device_function void CopyAsync16(void* shared, const void* global, int bytes) {
+#if defined(HCE_HOST)
+  PendingCopies::OfThisThread().open.push_back({shared, global, bytes, 16 - bytes});
+#else
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+#endif
+}
+device_function void CopyAsync4(void* shared, const void* global, int bytes) {
+#if defined(HCE_HOST)
+  PendingCopies::OfThisThread().open.push_back({shared, global, bytes, 4 - bytes});
+#else
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
 #endif
 }
 // Ends a group: the copies started since the last call.
@@ -157,7 +174,10 @@ device_function void CopyAsyncWait() {
 #if defined(HCE_HOST)
   PendingCopies& pending = PendingCopies::OfThisThread();
   while (pending.groups.size() > N) {
-    for (const PendingCopies::Copy& c : pending.groups.front()) std::memcpy(c.to, c.from, static_cast<size_t>(c.bytes));
+    for (const PendingCopies::Copy& c : pending.groups.front()) {
+      std::memcpy(c.to, c.from, static_cast<size_t>(c.bytes));
+      std::memset(static_cast<uint8_t*>(c.to) + c.bytes, 0, static_cast<size_t>(c.zeros));
+    }
     pending.groups.pop_front();
   }
 #else

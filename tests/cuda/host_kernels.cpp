@@ -12,7 +12,9 @@
 #include <string>
 
 #include "../../csrc/cuda/conv2d_f32.cu"
+#include "../../csrc/cuda/conv_nhwc_f32.cu"
 #include "../../csrc/cuda/lanes.cu"
+#include "../../csrc/cuda/nhwc.cu"
 #include "../../csrc/cuda/pack.h"
 
 using namespace hce::cuda;
@@ -396,12 +398,15 @@ void Grids() {
 }  // namespace
 
 #include "host_mutants.h"
+#include "host_nhwc.h"
 #include "host_warp.h"
 
 int main(int argc, char** argv) {
   const std::map<std::string, std::function<void()>> groups = {
       {"conv", Conv}, {"conv_tiles", ConvTiles}, {"linear", Linear}, {"depthwise", Depthwise}, {"pool", Pool},
       {"elementwise", Elementwise}, {"images", Images}, {"warp", Warp}, {"arguments", Arguments}, {"grids", Grids},
+      {"nhwc_conv", NhwcConv}, {"nhwc_depthwise", NhwcDepthwise}, {"nhwc_moves", NhwcMoves}, {"nhwc_images", NhwcImages},
+      {"nhwc_arguments", NhwcArguments},
       {"mutant_barrier", [] { RunMutant(0); }}, {"mutant_bounds", [] { RunMutant(1); }}, {"mutant_copy", [] { RunMutant(2); }}};
   if (argc != 2 || !groups.count(argv[1])) {
     for (const auto& group : groups) std::puts(group.first.c_str());

@@ -16,7 +16,8 @@ import pytest
 from .sanitized import run_sanitized
 
 SOURCE = Path(__file__).with_name("host_kernels.cpp")
-GROUPS = ("conv", "conv_tiles", "linear", "depthwise", "pool", "elementwise", "images", "warp", "arguments", "grids")
+GROUPS = ("conv", "conv_tiles", "linear", "depthwise", "pool", "elementwise", "images", "warp", "arguments", "grids",
+          "nhwc_conv", "nhwc_depthwise", "nhwc_moves", "nhwc_images", "nhwc_arguments")
 SANITIZERS = ("address", "thread")
 Run = Callable[[str, str], "subprocess.CompletedProcess[str]"]
 

@@ -4,16 +4,26 @@
 // then the next channels, so a warp reads and writes 512 bytes in a row. It is bound by memory: with kernels of K
 // columns and stride S known to the compiler, the (P - 1) S + K inputs of a row are loaded once for all its taps. K =
 // 0: any kernel.
+//
+// PerLane: lanes are channels (../nhwc.h), so that each has weights of its own, as many as a line.
 #pragma once
+#include <type_traits>
+
 #include "../lanes.h"
 #include "../warp.h"
 
 namespace hce::cuda {
 
-template <int P, int K, int S>
+template <int P, int K, int S, bool PerLane = false>
 struct DepthwiseF32 {
   static constexpr int kThreads = 256;
   static constexpr int kBlocksPerSm = 2;
+  using Weight = std::conditional_t<PerLane, Float4, float>;
+
+  static device_function void Fill(float (&v)[kImages], float from) { v[0] = v[1] = v[2] = v[3] = from; }
+  static device_function void Fill(float (&v)[kImages], const Float4& from) {
+    v[0] = from.x, v[1] = from.y, v[2] = from.z, v[3] = from.w;
+  }
 
   template <class Context>
   static device_function void Run(Context& ctx, const DepthwiseF32Args& a) {
@@ -29,13 +39,11 @@ struct DepthwiseF32 {
       const float* x = a.x.data + tile * a.x.tile +
                        (i * a.stride_h * a.x.row + j * a.stride_w * a.x.pixel + channel / a.multiplier * kTile + image);
       float acc[P][kImages];
-      const float bias = LoadReadOnly(a.bias + channel);
+      const int own = PerLane ? lane : channel;  // of the weights of a tap
+      const Weight bias = LoadReadOnly(reinterpret_cast<const Weight*>(a.bias) + own);
       HCE_UNROLL
-      for (int p = 0; p < P; ++p) {
-        HCE_UNROLL
-        for (int e = 0; e < kImages; ++e) acc[p][e] = bias;
-      }
-      Taps(acc, a, x, a.weight + channel, j_end - j);
+      for (int p = 0; p < P; ++p) Fill(acc[p], bias);
+      Taps(acc, a, x, reinterpret_cast<const Weight*>(a.weight) + own, PerLane ? lanes : a.outputs, j_end - j);
       const int line = channel * kTile + image;
       HCE_UNROLL
       for (int p = 0; p < P; ++p) {
@@ -58,10 +66,16 @@ struct DepthwiseF32 {
     acc[2] = Fma(x.z, w, acc[2]);
     acc[3] = Fma(x.w, w, acc[3]);
   }
+  static device_function void Tap(float (&acc)[kImages], const Float4& x, const Float4& w) {
+    acc[0] = Fma(x.x, w.x, acc[0]);
+    acc[1] = Fma(x.y, w.y, acc[1]);
+    acc[2] = Fma(x.z, w.z, acc[2]);
+    acc[3] = Fma(x.w, w.w, acc[3]);
+  }
 
-  // Only the first `pixels` of P exist: the inputs of the others may lie outside the map.
-  static device_function void Taps(float (&acc)[P][kImages], const DepthwiseF32Args& a, const float* x, const float* w,
-                                   int pixels) {
+  // Only the first `pixels` of P exist: the inputs of the others may lie outside the map. stride: weights of a tap.
+  static device_function void Taps(float (&acc)[P][kImages], const DepthwiseF32Args& a, const float* x, const Weight* w,
+                                   int stride, int pixels) {
     if constexpr (K > 0) {
       constexpr int kInputs = (P - 1) * S + K;
       const int inputs = (pixels - 1) * S + K;
@@ -71,16 +85,16 @@ struct DepthwiseF32 {
         for (int q = 0; q < kInputs; ++q)
           in[q] = LoadReadOnly(reinterpret_cast<const Float4*>(x + (q < inputs ? q : 0) * a.x.pixel));
         HCE_UNROLL
-        for (int kw = 0; kw < K; ++kw, w += a.outputs) {
-          const float weight = LoadReadOnly(w);
+        for (int kw = 0; kw < K; ++kw, w += stride) {
+          const Weight weight = LoadReadOnly(w);
           HCE_UNROLL
           for (int p = 0; p < P; ++p) Tap(acc[p], in[p * S + kw], weight);
         }
       }
     } else {
       for (int kh = 0; kh < a.kernel_h; ++kh, x += a.dilation_h * a.x.row)
-        for (int kw = 0; kw < a.kernel_w; ++kw, w += a.outputs) {
-          const float weight = LoadReadOnly(w);
+        for (int kw = 0; kw < a.kernel_w; ++kw, w += stride) {
+          const Weight weight = LoadReadOnly(w);
           HCE_UNROLL
           for (int p = 0; p < P; ++p) {
             const int q = (p < pixels ? p : 0) * a.stride_w + kw * a.dilation_w;
