@@ -30,13 +30,13 @@ _MOST_ON_GPU = 65536
 @click.option("--dry-run", is_flag=True, help="Print the plan for a GPU and its bounds; needs no GPU and runs nothing.")
 @click.option("--gpu", "gpu_name", type=click.Choice(["h200", "a100", "b200"]), default="h200", show_default=True,
               help="GPU of a dry run's bounds.")
-@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True,
-              help="Width of weights and activations in a dry run of a network by name.")
+@click.option("--bits", type=click.Choice(["2", "3", "4", "5", "6", "7", "8", "32"]), default="4", show_default=True,
+              help="Width of weights and activations in a dry run of a network by name; 32: the float network.")
 @some_members
 @common
 def command(
     model: str, peers: str, batch: str | None, threads: str | None, data: Path | None, rounds: int, seconds: float, isa: str | None,
-    arithmetic: str, form: str, dry_run: bool, gpu_name: str, bits: int, members: tuple[str, ...] | None, json_path: Path | None, device: str,
+    arithmetic: str, form: str, dry_run: bool, gpu_name: str, bits: str, members: tuple[str, ...] | None, json_path: Path | None, device: str,
 ) -> int:
     """Measure MODEL beside other engines on the same work, or show the plan for a GPU.
 
@@ -45,7 +45,7 @@ def command(
     --device cuda the same is done on a GPU, on images that are there and on images of the host.
 
     With --dry-run MODEL_OR_NAME is a .hce file, or the name of an architecture such as resnet20, resnet56, resnet50 or
-    mobilenet_v2, which is then quantized with random weights. Times are bounds from the GPU's datasheet.
+    mobilenet_v2, which then has random weights and is quantized, unless --bits is 32. Times are bounds from the GPU's datasheet.
 
     \b
     Examples:
@@ -53,6 +53,7 @@ def command(
       hce bench model.hce --peers openvino-int8 --members q --isa avx2
       hce bench model.hce --device cuda --batch 256,1024 --peers torch-compile-fp32,torch-compile-tf32
       hce bench resnet20 --device cuda --dry-run --bits 3
+      hce bench resnet50 --device cuda --dry-run --bits 32 --batch 1
       hce bench model.hce --device cuda --dry-run --members q --batch 1024 --json plan.json
     """
     on_gpu = dry_run or device == "cuda"
@@ -65,7 +66,7 @@ def command(
                                    fix="leave --device out: a dry run is of the plan for a GPU")
         if len(batches) > 1:
             raise InputError("bench --dry-run", expected="one batch size", got=str(batch), fix="name one")
-        return show_plan(model, batches[0], gpu_name, bits, members, arithmetic, json_path)
+        return show_plan(model, batches[0], gpu_name, int(bits), members, arithmetic, json_path)
     if device == "cuda":
         from .bench_cuda import compare as compare_on_gpu
 

@@ -1,4 +1,4 @@
-"""What ``hce bench --dry-run`` says of float members on a GPU and of ensembles: steps in image lanes, and what overlap could give."""
+"""What ``hce bench --dry-run`` says of float members on a GPU and of ensembles: their layout and steps, and what overlap could give."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def describe_lanes(plan: LanesPlan, gpu: Gpu) -> dict[str, Any]:
     bounds, cost = part_bounds(plan, gpu), plan.cost
     seconds = sum(b.seconds for b in bounds)
     return {
-        "kind": "lanes", "members": list(plan.members), "batch": plan.batch, "tiles": plan.tiles,
+        "kind": plan.layout, "why": plan.why or None, "members": list(plan.members), "batch": plan.batch, "tiles": plan.tiles,
         "gpu": {"name": gpu.name, "bytes_per_second": gpu.bandwidth, "int8_operations_per_second": gpu.int8,
                 "ffma_operations_per_second": FFMA[gpu.name], "launch_seconds": LAUNCH_FLOOR, "source": gpu.source},
         "steps": [
@@ -108,6 +108,8 @@ def show_ensemble(model: str, plan: EnsemblePlan, facts: dict[str, Any]) -> None
 
 
 def _show_lanes(model: str, plan: LanesPlan, facts: dict[str, Any]) -> None:
+    from ..plan.cuda.lanes_plan import LANES
+
     rows = [
         ("+".join(s["nodes"]), s["kernel"], str(s["launches"]), byte_text(s["weight_bytes"]),
          byte_text(s["read_bytes"] + s["written_bytes"]), amount(s["macs"]) if s["macs"] else "",
@@ -116,11 +118,15 @@ def _show_lanes(model: str, plan: LanesPlan, facts: dict[str, Any]) -> None:
         for step, s in zip(plan.steps, facts["steps"], strict=True)
     ]
     gpu, total = facts["gpu"], facts["totals"]
-    show_table(f"{model}: members {', '.join(facts['members'])}, float32 in image lanes, batch {facts['batch']} in "
-               f"{facts['tiles']} tiles, bounds of {gpu['name']}",
+    lanes = facts["kind"] == LANES
+    layout, tiles = ("image lanes", f" in {facts['tiles']} tiles") if lanes else ("NHWC", "")
+    why = f" ({facts['why']})" if facts["why"] else ""
+    show_table(f"{model}: members {', '.join(facts['members'])}, float32 in {layout}, batch {facts['batch']}{tiles}, bounds of "
+               f"{gpu['name']}",
                ("step", "kernel", "launches", "weights", "moved", "MACs", "walked", "bound us", "by", "configuration"), rows)
     click.echo(
-        f"arena {byte_text(total['arena_bytes_per_tile'])} per tile of 32 images in {total['slots']} slots, weights "
+        f"layout {layout}{why}; arena {byte_text(total['arena_bytes_per_tile'])} per {'tile of 32 images' if lanes else 'image'} in "
+        f"{total['slots']} slots, weights "
         f"{byte_text(total['weight_bytes'])}, {total['launches']} launches, {byte_text(total['bytes'])} moved, "
         f"{amount(total['macs'])} MACs ({total['walked_macs'] / max(total['macs'], 1):.2f}x walked)"
     )

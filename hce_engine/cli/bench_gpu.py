@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..graph import Graph
     from ..plan.cuda import Gpu, Plan, Step
 
+FLOAT_BITS = 32
 _ALIASES = {"mobilenet_v2": "mobilenetv2"}
 
 
@@ -55,7 +56,8 @@ def _graph(model: str, bits: int, members: tuple[str, ...] | None, json_path: Pa
         return graph if members is None else graph.only(*dict.fromkeys(members))
     if members is not None:
         raise InputError("--members", expected="a .hce file", got=f"the architecture {model!r}", fix="leave --members out")
-    return random_member(_ALIASES.get(model, model), bits)
+    name = _ALIASES.get(model, model)
+    return random_member(name, bits) if bits < FLOAT_BITS else float_member(name)
 
 
 def random_member(name: str, bits: int) -> Graph:
@@ -75,6 +77,20 @@ def random_member(name: str, bits: int) -> Graph:
     low_to_high = pixels if arch.input.numpy_dtype == "uint8" else pixels / 255
     calibrate(quantized, low_to_high, method="lsq", reestimate=False)
     return freeze(quantized.eval())
+
+
+def float_member(name: str) -> Graph:
+    """The float graph of an architecture with random weights."""
+    import torch
+
+    from ..capture import capture
+    from ..graph.passes import lower
+    from ..training.models import resolve
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module, arch = resolve(name)
+        return lower(capture(module.eval(), arch.input, member="o"))
 
 
 def describe(plan: Plan, gpu: Gpu) -> dict[str, Any]:

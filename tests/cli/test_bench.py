@@ -55,12 +55,12 @@ def test_an_ensemble_is_shown_part_by_part(run_hce: Callable, mixed: Path, tmp_p
     out = tmp_path / "plan.json"
     result = run_hce("bench", mixed, "--device", "cuda", "--dry-run", "--batch", 64, "--json", out)
     assert result.code == 0, result.err
-    for words in ("conv2d_u8xs8_u4", "float32 in image lanes", "conv2d_f32", "sequential", "perfect overlap", "of 32 images"):
+    for words in ("conv2d_u8xs8_u4", "float32 in NHWC", "conv2d_nhwc_f32", "sequential", "perfect overlap"):
         assert words in result.out
     facts = json.loads(out.read_text())
-    assert [(p["kind"], p["members"]) for p in facts["parts"]] == [("codes", ["q"]), ("lanes", ["s"])]
+    assert [(p["kind"], p["members"]) for p in facts["parts"]] == [("codes", ["q"]), ("nhwc", ["s"])]
     lanes, totals = facts["parts"][1], facts["totals"]
-    assert [s["kernel"] for s in lanes["steps"]] == ["load_images", "conv2d_f32", "flatten_f32", "store_logits"]
+    assert [s["kernel"] for s in lanes["steps"]] == ["load_images_nhwc", "conv2d_nhwc_f32", "flatten_nhwc_f32", "store_logits_nhwc"]
     assert lanes["steps"][1]["macs"] == 64 * 4 * 2 * 27
     assert lanes["gpu"]["ffma_operations_per_second"] == 67e12
     assert totals["launches"] == sum(p["totals"]["launches"] for p in facts["parts"]) + 1
@@ -104,6 +104,7 @@ def test_an_architecture_by_name(run_hce: Callable, own_module: Path, monkeypatc
     result = run_hce("bench", small, "--dry-run", "--bits", 3, "--batch", 1)
     assert result.code == 0, result.err
     assert "head_u8xs8_f32" in result.out
+    assert run_hce("bench", small, "--dry-run", "--bits", 9).code == 2
     assert run_hce("bench", small, "--dry-run", "--members", "q").code == 2
     assert run_hce("bench", "resnet", "--dry-run").code == 2
 
@@ -113,6 +114,20 @@ def test_resnet20_has_its_published_cost(run_hce: Callable) -> None:
     assert facts["totals"]["macs"] == 256 * 40_551_040
     assert facts["totals"]["launches"] == 23
     assert facts["totals"]["walked_macs"] < 2 * facts["totals"]["macs"]
+
+
+def test_a_float_network_by_name_shows_its_layout(run_hce: Callable, tmp_path: Path) -> None:
+    result = run_hce("bench", "resnet20", "--device", "cuda", "--dry-run", "--bits", 32, "--batch", 1)
+    assert result.code == 0, result.err
+    for words in ("float32 in NHWC, batch 1, bounds of NVIDIA H200", "conv2d_nhwc_f32", "layout NHWC (modelled", "us, lanes ", "per image"):
+        assert words in result.out
+    result = run_hce("bench", "resnet20", "--dry-run", "--bits", 32, "--json", tmp_path / "plan.json")
+    for words in ("float32 in image lanes, batch 256 in 8 tiles", "layout image lanes (modelled", "us, nhwc ", "per tile of 32 images"):
+        assert words in result.out
+    (part,) = json.loads((tmp_path / "plan.json").read_text())["parts"]
+    assert (part["kind"], part["batch"], part["members"]) == ("lanes", 256, ["o"])
+    assert part["why"].startswith("modelled ")
+    assert part["totals"]["macs"] == 256 * 40_551_040
 
 
 def test_what_it_cannot_do_yet(run_hce: Callable, mixed: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hce_engine import _cuda_native
+from hce_engine.plan.cuda import nhwc_select
 from hce_engine.plan.cuda.winograd_select import INPUT, OUTPUT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,28 @@ def test_every_kernel_is_there_for_every_target(resources: dict[tuple[str, str],
     tiles = [k for k in kernels["sm_80"] if "Conv2dF32" in k]
     channels = _cuda_native.extension().CONV_CHANNELS
     assert len(tiles) == sum(channels.values())
+
+
+def test_the_inner_loop_on_nhwc_maps(
+    extension: Path, cuobjdump: str, resources: dict[tuple[str, str], dict[str, int]]
+) -> None:
+    """A step of 16 channels of 8 x 8 results is 1024 multiply-adds and 64 loads of 128 bits; what else it takes is the model's."""
+    for target in sorted(TARGETS):
+        kernels = [k for t, k in resources if t == target and "ConvNhwcF32" in k]
+        assert len(kernels) == len(nhwc_select.TILES) + 1
+        for (rows, columns), tile in nhwc_select.TILES.items():
+            lane_rows, lane_columns = tile.lane
+            (kernel,) = (k for k in kernels if f"ConvNhwcF32ILi{rows}ELi{columns}ELi{lane_rows}ELi{lane_columns}ELb1E" in k)
+            code = _instructions(cuobjdump, extension, target, kernel)
+            bodies = []
+            for address, opcode, rest in code:
+                to = re.search(r"0x([0-9a-f]+)", rest) if opcode == "BRA" else None
+                if to and int(to[1], 16) < address:
+                    bodies.append([name + rest for at, name, rest in code if int(to[1], 16) <= at <= address])
+            steps = [b for b in bodies if sum(i.startswith("FFMA") for i in b) == 16 * lane_rows * lane_columns]
+            body = min(steps, key=len)
+            assert sum(i.startswith("LDS.128") for i in body) == 4 * (lane_rows + lane_columns), target
+            assert len(body) <= 1.03 * tile.instructions, f"{target} {rows}x{columns}: {len(body)}"
 
 
 def test_nothing_spills(resources: dict[tuple[str, str], dict[str, int]]) -> None:

@@ -174,9 +174,9 @@ def ensemble_graph() -> Graph:
     }, roles={"r": "reference"})
 
 
-def backend_of(graph: Graph, extension: ModuleType, **keys: object) -> CudaBackend:
+def backend_of(graph: Graph, extension: ModuleType, layout: str = "lanes", **keys: object) -> CudaBackend:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return CudaBackend(graph, device, extension=extension, poison=True, **keys)  # type: ignore[arg-type]
+    return CudaBackend(graph, device, extension=extension, poison=True, layout=layout, **keys)  # type: ignore[arg-type]
 
 
 def test_an_ensemble_equals_the_cpu(extension: ModuleType) -> None:

@@ -34,6 +34,7 @@ from hce_engine.plan.cuda.lanes_select import (
     even_channels,
     walked_macs,
 )
+from hce_engine.plan.cuda.nhwc_lowering import build_nhwc_plan
 from hce_engine.plan.cuda.plan import Plan
 from tests.backends.graphs import GraphBuilder
 from tests.backends.random_graphs import RandomGraph
@@ -61,7 +62,7 @@ def float_members(case: RandomGraph) -> Graph | None:
 def plans() -> list[LanesPlan]:
     graphs = [lower(make()) for make in GRAPHS.values()]
     graphs += [g for g in (float_members(RandomGraph(seed)) for seed in range(60)) if g is not None]
-    return [build_lanes_plan(graph, 37) for graph in graphs]
+    return [build(graph, 37) for graph in graphs for build in (build_lanes_plan, build_nhwc_plan)]
 
 
 def test_what_is_fused() -> None:
@@ -102,7 +103,7 @@ def test_halos_hold_what_readers_reach(plans: list[LanesPlan]) -> None:
     windows = 0
     for plan in plans:
         for step in plan.steps:
-            if step.kernel not in ("conv2d_f32", "depthwise_f32", "winograd_f32"):
+            if step.kernel not in ("conv2d_f32", "depthwise_f32", "winograd_f32", "conv2d_nhwc_f32", "depthwise_nhwc_f32"):
                 continue
             x, y, a = step.reads["x"], step.writes["y"], step.arguments
             (ph, pw), (kh, kw, sh, sw, dh, dw) = a["padding"], a.get("window", (3, 3, 1, 1, 1, 1))
@@ -111,7 +112,7 @@ def test_halos_hold_what_readers_reach(plans: list[LanesPlan]) -> None:
             assert top >= ph and left >= pw
             assert (y.height - 1) * sh + (kh - 1) * dh - ph < x.height + bottom
             assert (y.width - 1) * sw + (kw - 1) * dw - pw < x.width + right
-    assert windows > 50
+    assert windows > 100
 
 
 def test_no_two_living_maps_share_memory(plans: list[LanesPlan]) -> None:

@@ -112,7 +112,8 @@ def test_bytes_do_not_depend_on_the_batch(extension: ModuleType) -> None:
     for part in (slice(0, 1), slice(30, 35)):
         (alone,) = run(graph, images[part], extension).values()
         assert alone.tobytes() == whole[part].tobytes()
-    backend = CudaBackend(graph, "cuda" if torch.cuda.is_available() else "cpu", extension=extension, max_batch=4, poison=True)
+    backend = CudaBackend(graph, "cuda" if torch.cuda.is_available() else "cpu", extension=extension, max_batch=4, poison=True,
+                          layout="lanes")
     assert backend.run(images[28:35])["m0"].tobytes() == whole[28:35].tobytes()  # 4 + 3
 
 

@@ -31,6 +31,7 @@ from ...plan.cuda.ensemble_plan import (
     paths,
     require_runnable,
 )
+from ...plan.cuda.lanes_plan import LanesPlan
 from . import gpu
 from .ensemble import Ensembles
 from .faults import Faults, no_memory, sentence
@@ -49,7 +50,9 @@ class CudaBackend:
     device: ``cuda``, or, for tests, ``cpu`` under TRITON_INTERPRET=1 or a runtime.  max_batch: the largest bucket, a power of
     two; less if memory demands it.  poison: maps, logits and flags start out with noise, so that a result which depends on
     unwritten memory shows.  extension: other than hce_engine._cuda; with device ``cpu``, the one built for the host.  mode:
-    how parts of an ensemble run, of modes.MODES.  convolution: of float members, as of plan.cuda.build_lanes_plan.
+    how parts of an ensemble run, of modes.MODES.  layout, convolution: of float members, as of
+    plan.cuda.layout.build_float_plan; the layout is chosen for ``max_batch`` images, whatever the bucket, so that results do
+    not depend on the batch.
 
     ``run`` is safe to call from several threads; calls take turns. Images and logits of host arrays are staged in pinned
     memory, and those of arrays longer than a bucket move while other chunks are computed (transfers.py). A CUDA error ends the
@@ -59,14 +62,14 @@ class CudaBackend:
 
     def __init__(
         self, graph: Graph, device: str | Runtime = "cuda", *, max_batch: int = MAX_BATCH, poison: bool = False,
-        extension: ModuleType | None = None, mode: str = AUTO, convolution: str = "auto",
+        extension: ModuleType | None = None, mode: str = AUTO, layout: str = AUTO, convolution: str = "auto",
     ) -> None:
         if max_batch < 1 or max_batch & (max_batch - 1):
             raise InputError("cuda back end", expected="a power of two as the largest batch", got=repr(max_batch),
                              fix="choose one")
         made = Interpreted if device == "cpu" else gpu.GpuRuntime
         self.runtime: Runtime = device if isinstance(device, Runtime) else made()
-        self.graph, self.poison, self.convolution = graph, poison, convolution
+        self.graph, self.poison, self.layout, self.convolution = graph, poison, layout, convolution
         self.constants = Constants(self.runtime.device)
         self._layouts = Layouts(self.runtime)
         self._ensembles = self._with_extension(extension, mode)
@@ -79,6 +82,7 @@ class CudaBackend:
         self.voters = tuple(m.name for m in graph.voters)
         self.classes = graph[graph.members[0].output].spec.shape[0]
         self._transfers = Transfers(self.runtime, len(self.members) + 1, self.classes)
+        self._wanted = max_batch
         self.max_batch = self._fitting(max_batch)
 
     def _with_extension(self, extension: ModuleType | None, mode: str) -> Ensembles | None:
@@ -111,8 +115,16 @@ class CudaBackend:
             if only_codes(graph):
                 self._plans[key] = build_plan(graph, batch, self.runtime.gpu)
             else:
-                self._plans[key] = build_ensemble_plan(graph, batch, self.runtime.gpu, convolution=self.convolution)
+                layout = self.layout if key[0] == self.members else self._layouts_of(self.plan(batch))
+                self._plans[key] = build_ensemble_plan(graph, batch, self.runtime.gpu, layout=layout, chosen_for=self._wanted,
+                                                       convolution=self.convolution)
         return self._plans[key]
+
+    @staticmethod
+    def _layouts_of(plan: Plan | EnsemblePlan) -> dict[str, str]:
+        """Layout of each float member: that it has with all members is kept with some of them."""
+        parts = plan.parts if isinstance(plan, EnsemblePlan) else ()
+        return {member: part.layout for part in parts if isinstance(part, LanesPlan) for member in part.members}
 
     def _chosen(self, members: Sequence[str] | None) -> tuple[str, ...]:
         return self.members if members is None else tuple(m for m in self.members if m in members)

@@ -12,10 +12,11 @@ import torch
 from ...errors import InputError
 from ...kernels.launch import Cost
 from ...plan.cuda.ensemble_plan import EnsemblePlan, Part
-from ...plan.cuda.lanes_plan import LanesPlan
+from ...plan.cuda.lanes_plan import LANES, NHWC, LanesPlan
 from ...plan.cuda.plan import Plan
 from .lanes_program import LanesArena, LanesConstants, LanesProgram, current_stream, device_index
 from .modes import MODES, Layouts, Prepared, prepare
+from .nhwc_program import NhwcConstants, NhwcProgram
 from .program import Arena, Constants, Program
 from .runtime import Runtime
 from .work import Work
@@ -65,7 +66,7 @@ class Ensembles:
             raise InputError("cuda back end", expected=f"a mode of {', '.join(MODES)}", got=repr(mode), fix="choose one of them")
         self.runtime, self.extension, self.mode, self.poison = runtime, extension, mode, poison
         self.constants = constants
-        self.lanes_constants = LanesConstants(extension, runtime.device)
+        self.float_constants = {LANES: LanesConstants(extension, runtime.device), NHWC: NhwcConstants(extension, runtime.device)}
         self._arenas: list[tuple[tuple[str, ...], Arena | LanesArena]] = []  # parts run at the same time: each has its own
         self._layouts = layouts
 
@@ -84,7 +85,7 @@ class Ensembles:
         for part in plan.parts:
             new = self._arena(part) is None
             if isinstance(part, LanesPlan):
-                needed += self.lanes_constants.missing_bytes(part) + (LanesArena.bytes(part) if new else 0)
+                needed += self.float_constants[part.layout].missing_bytes(part) + (LanesArena.bytes(part) if new else 0)
             else:
                 needed += self.constants.missing_bytes(part) + part.workspace_bytes + (Arena.bytes(part) if new else 0)
         return needed
@@ -107,7 +108,8 @@ class Ensembles:
                 arena = LanesArena(plan, device, self.poison)
                 self._arenas.append((plan.members, arena))
             assert isinstance(arena, LanesArena)
-            return LanesProgram(plan, arena, self.lanes_constants, images, self.poison)
+            program = NhwcProgram if plan.layout == NHWC else LanesProgram
+            return program(plan, arena, self.float_constants[plan.layout], images, self.poison)
         if arena is None:
             arena = Arena(plan, device, self.poison)
             self._arenas.append((plan.members, arena))

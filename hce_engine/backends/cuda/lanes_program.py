@@ -18,6 +18,7 @@ import torch
 from ...plan.cuda.lanes_plan import (
     LINE_BYTES,
     TILE,
+    ConvConfig,
     LaneMap,
     LaneSlot,
     LanesPlan,
@@ -69,7 +70,7 @@ class LanesConstants:
         packed = weights.weight
         if isinstance(step.config, WinogradConfig):
             packed = pack_winograd(packed, step.config.output, step.config.channels)
-        elif step.config is not None:
+        elif isinstance(step.config, ConvConfig):
             packed = self.extension.pack_conv_weights(packed, groups=weights.groups, channels=step.config.channels)
         return aligned_copy(packed, self.device), aligned_copy(weights.bias, self.device)
 
@@ -101,9 +102,9 @@ class LanesArena:
 
     @staticmethod
     def inner(slot: LaneSlot, memory: torch.Tensor) -> torch.Tensor:
-        """The pixels of a slot, ``[tile, row, column, channel, image]``, without the halo."""
-        (c, h, w), (top, left, bottom, right) = slot.form, slot.halo
-        whole = memory.view(-1, h + top + bottom, w + left + right, c, TILE)
+        """The pixels of a slot, ``[tile, row, column, line, lane]``, without the halo."""
+        (depth, h, w), (top, left, bottom, right) = slot.form, slot.halo
+        whole = memory.view(-1, h + top + bottom, w + left + right, depth, TILE)
         return whole[:, top : top + h, left : left + w]
 
     @staticmethod
@@ -171,7 +172,11 @@ class LanesProgram:
 
     def _start(self, step: LaneStep) -> Start:
         kernel = getattr(self.extension, step.kernel)
-        return partial(_call, kernel, self.index, BUILDERS[step.kernel](self, step))
+        return partial(_call, kernel, self.index, self.builder(step.kernel)(step))
+
+    def builder(self, kernel: str) -> Callable[[LaneStep], dict[str, Any]]:
+        """What makes the arguments of a kernel."""
+        return partial(BUILDERS[kernel], self)
 
     # -- one builder per kernel ---------------------------------------------------------------------------------------
 
@@ -211,13 +216,13 @@ class LanesProgram:
     def _add(self, step: LaneStep) -> dict[str, Any]:
         a, y = step.arguments, step.writes["y"]
         b = self.ref(step.reads["b"]) if "b" in step.reads else None
-        return {"a": self.ref(step.reads["a"]), "b": b, "y": self.ref(y), "shape": (self.plan.tiles, y.height, y.width, y.channels),
+        return {"a": self.ref(step.reads["a"]), "b": b, "y": self.ref(y), "shape": (self.plan.tiles, y.height, y.width, y.depth),
                 "scale": a["scale"], "limits": a["limits"]}
 
     def _pool(self, step: LaneStep) -> dict[str, Any]:
         a, x, y = step.arguments, step.reads["x"], step.writes["y"]
         return {"kind": a["kind"], "x": self.ref(x), "y": self.ref(y), "window": a["window"],
-                "shape": (self.plan.tiles, x.height, x.width, y.height, y.width, y.channels),
+                "shape": (self.plan.tiles, x.height, x.width, y.height, y.width, y.depth),
                 "count_include_pad": a["count_include_pad"]}
 
     def _copy(self, step: LaneStep) -> dict[str, Any]:

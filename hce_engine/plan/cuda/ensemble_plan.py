@@ -1,14 +1,15 @@
 """Which path runs each member on a GPU, and the plan of an ensemble: one part per group of members that share nodes.
 
     codes    quantized members: Triton kernels on packed maps (plan.py)
-    lanes    float members: CUDA C++ kernels on image lanes (lanes_plan.py), which need the compiled extension
+    lanes    float members: CUDA C++ kernels on lines of 32 lanes, which are images or channels (layout.py); they need the
+             compiled extension
 
 A member whose nodes belong to both has no path: the two keep maps in different layouts, and nothing converts between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ... import _cuda_native
@@ -16,8 +17,9 @@ from ...errors import UnsupportedError
 from ...graph import Graph, verify
 from ..components import components
 from .arena import ARENA_LIMIT, MAX_BATCH, largest_bucket
-from .lanes_lowering import build_lanes_plan, lanes_runnable
-from .lanes_plan import LanesPlan, tiles_of
+from .lanes_lowering import lanes_runnable
+from .lanes_plan import TILE, LanesPlan, tiles_of
+from .layout import AUTO, build_float_plan
 from .lowering import MEANS_LIMIT, build_plan, runnable
 from .plan import Plan
 from .roofline import LAUNCH_FLOOR, Bound, Gpu, bound
@@ -114,9 +116,12 @@ class EnsemblePlan:
         return "\n".join([head, *map(str, self.parts), *mean])
 
 
-def build_ensemble_plan(graph: Graph, batch: int, gpu: str | None = None, *, convolution: str = "auto") -> EnsemblePlan:
-    """The plan of all members of ``graph``, quantized and float. gpu: as of :func:`build_plan`.  convolution: as of
-    :func:`build_lanes_plan`.
+def build_ensemble_plan(
+    graph: Graph, batch: int, gpu: str | None = None, *, layout: str | Mapping[str, str] = AUTO,
+    chosen_for: int | None = None, convolution: str = "auto",
+) -> EnsemblePlan:
+    """The plan of all members of ``graph``, quantized and float. gpu: as of :func:`build_plan`.  layout, chosen_for, convolution:
+    of float members, as of :func:`hce_engine.plan.cuda.layout.build_float_plan`; a mapping names the layout of each.
 
     The graph must be lowered. Raises GraphError or UnsupportedError; it does not ask for the extension.
     """
@@ -131,7 +136,8 @@ def build_ensemble_plan(graph: Graph, batch: int, gpu: str | None = None, *, con
         if path[group.members[0].name] == CODES:
             parts.append(_without_mean(build_plan(group, batch, gpu)))
         else:
-            parts.append(build_lanes_plan(group, batch, convolution=convolution))
+            named = layout if isinstance(layout, str) else layout[group.members[0].name]
+            parts.append(build_float_plan(group, batch, named, chosen_for=chosen_for, convolution=convolution))
     image = graph.input.spec
     classes = graph[graph.members[0].output].spec.shape[0]
     return EnsemblePlan(batch, tuple(path), voters, tuple(parts), classes, image.shape, image.type.is_float)
@@ -147,8 +153,8 @@ def _without_mean(plan: Plan) -> Plan:
 
 def arena_bytes(plan: EnsemblePlan, batch: int) -> int:
     """Bytes of maps that the parts need for ``batch`` images."""
-    return sum(part.arena_bytes_per_image * batch if isinstance(part, Plan) else part.arena_bytes_per_tile * tiles_of(batch)
-               for part in plan.parts)
+    return sum(part.arena_bytes_per_image * batch if isinstance(part, Plan)
+               else part.arena_bytes_per_tile * tiles_of(batch, part.layout) for part in plan.parts)
 
 
 def largest_ensemble_bucket(plan: EnsemblePlan, wanted: int = MAX_BATCH) -> int:
@@ -156,7 +162,7 @@ def largest_ensemble_bucket(plan: EnsemblePlan, wanted: int = MAX_BATCH) -> int:
     together; 0 if a single image does not."""
 
     def fits(batch: int) -> bool:
-        pixels = max((tiles_of(batch) * m.height * m.width * (1 if m.height * m.width > 1 else m.channels * 32)
+        pixels = max((tiles_of(batch, part.layout) * m.height * m.width * (1 if m.height * m.width > 1 else m.depth * TILE)
                       for part in plan.parts if isinstance(part, LanesPlan)
                       for s in part.steps for m in s.writes.values()), default=0)
         if pixels > PIXELS_LIMIT or arena_bytes(plan, batch) > ARENA_LIMIT:

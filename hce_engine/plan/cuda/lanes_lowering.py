@@ -18,7 +18,7 @@ from ...errors import InputError, UnsupportedError
 from ...graph import Graph, Node, verify
 from ...kernels.layer import INT32_LIMIT
 from . import lanes_select, winograd_select
-from .lanes_plan import LINE_BYTES, TILE, LaneMap, LanesPlan, LaneStep, LaneWeights, place, tiles_of
+from .lanes_plan import LANES, LINE_BYTES, TILE, LaneMap, LanesPlan, LaneStep, LaneWeights, place, tiles_of
 from .plan import Cost
 
 ONE = (1, 1)
@@ -92,6 +92,15 @@ class LanesLowering:
 
     # -- layers -----------------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def reach(x: LaneMap, y: LaneMap, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+              dilation: Sequence[int]) -> None:
+        """Gives x the halo that windows for y read."""
+        (kh, kw), (sh, sw), (ph, pw), (dh, dw) = kernel, stride, padding, dilation
+        bottom = (y.height - 1) * sh + (kh - 1) * dh - ph + 1 - x.height
+        right = (y.width - 1) * sw + (kw - 1) * dw - pw + 1 - x.width
+        x.widen((ph, pw, max(bottom, 0), max(right, 0)))
+
     def layer(
         self, node: Node, x: LaneMap, weight: np.ndarray, groups: int, stride: Sequence[int], padding: Sequence[int],
         dilation: Sequence[int], reason: str, *, vector: bool = False,
@@ -99,9 +108,7 @@ class LanesLowering:
         oc, inputs, kh, kw = weight.shape
         y = self.new_map(node)
         (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
-        bottom = (y.height - 1) * sh + (kh - 1) * dh - ph + 1 - x.height
-        right = (y.width - 1) * sw + (kw - 1) * dw - pw + 1 - x.width
-        x.widen((ph, pw, max(bottom, 0), max(right, 0)))
+        self.reach(x, y, (kh, kw), stride, padding, dilation)
         reads = {"x": x}
         if len(node.inputs) == 2:
             reads["residual"] = self.map(node.inputs[1])
@@ -248,35 +255,51 @@ class LanesLowering:
             if node.op != "input":
                 self.HANDLERS[node.op](self, node)
         for member in self.graph.members:
-            node = self.graph[member.output]
-            x = self.map(node.name)
-            self.emit((node,), "store_logits", f"member {member.name}", {"x": x}, {}, member=member.name,
-                      cost=Cost(self.tiles * x.bytes, self.batch * x.channels * 4))
+            self.store(member.name, self.graph[member.output])
+
+    def store(self, member: str, node: Node) -> None:
+        x = self.map(node.name)
+        self.emit((node,), "store_logits", f"member {member}", {"x": x}, {}, member=member,
+                  cost=Cost(self.tiles * x.bytes, self.batch * x.channels * 4))
 
 
-def build_lanes_plan(graph: Graph, batch: int, *, convolution: str = "auto") -> LanesPlan:
-    """The plan of all members of ``graph`` (they share the nodes they have in common) for ``batch`` images.
-
-    convolution: ``auto`` lets 3 x 3 layers run by Winograd where that is estimated to be faster; ``direct`` computes every sum in
-    the order of the CPU's direct kernels. The graph must be lowered. Raises GraphError, InputError for another ``convolution``, or
-    UnsupportedError for quantized nodes and for maps beyond 32-bit offsets.
-    """
+def require_convolution(convolution: str) -> None:
     if convolution not in winograd_select.CONVOLUTIONS:
-        raise InputError("image lanes", expected=f"convolution {' or '.join(winograd_select.CONVOLUTIONS)}", got=repr(convolution),
+        raise InputError("float members", expected=f"convolution {' or '.join(winograd_select.CONVOLUTIONS)}", got=repr(convolution),
                          fix="choose one of them")
+
+
+def require_float(graph: Graph) -> None:
+    """Raises GraphError, or UnsupportedError for quantized nodes."""
     verify(graph)
     for node in graph.nodes:
         if not lanes_runnable(node):
             raise UnsupportedError(f"image lanes, {node.op} %{node.name}", expected="operations of float members",
                                    got=f"{node.op} of {node.spec.dtype}", fix="plan quantized members on their own")
-    lowering = LanesLowering(graph, batch, convolution=convolution)
+
+
+def finish(lowering: LanesLowering, layout: str) -> LanesPlan:
+    """The plan of a lowering. Raises UnsupportedError for maps beyond 32-bit offsets."""
     lowering.run()
     slots = place(lowering.steps)
     largest = max(slot.tile_bytes // 4 for slot in slots)
     if largest > INT32_LIMIT:
-        raise UnsupportedError("image lanes", expected=f"maps of at most {INT32_LIMIT} floats for {TILE} images", got=str(largest),
-                               fix="use smaller images or device cpu")
+        raise UnsupportedError(f"layout {layout}", expected=f"maps of at most {INT32_LIMIT} floats for a tile",
+                               got=str(largest), fix="use smaller images or device cpu")
+    graph = lowering.graph
     image = graph.input.spec
     classes = graph[graph.members[0].output].spec.shape[0]
-    return LanesPlan(batch, tuple(m.name for m in graph.members), tuple(lowering.steps), slots, classes, image.shape,
-                     image.type.is_float)
+    return LanesPlan(lowering.batch, tuple(m.name for m in graph.members), tuple(lowering.steps), slots, classes, image.shape,
+                     image.type.is_float, layout)
+
+
+def build_lanes_plan(graph: Graph, batch: int, *, convolution: str = "auto") -> LanesPlan:
+    """The plan of all members of ``graph`` (they share the nodes they have in common) for ``batch`` images in image lanes.
+
+    convolution: ``auto`` lets 3 x 3 layers run by Winograd where that is estimated to be faster; ``direct`` computes every sum in
+    the order of the CPU's direct kernels. The graph must be lowered. Raises GraphError, InputError for another ``convolution``, or
+    UnsupportedError for quantized nodes and for maps beyond 32-bit offsets.
+    """
+    require_convolution(convolution)
+    require_float(graph)
+    return finish(LanesLowering(graph, batch, convolution=convolution), LANES)

@@ -1,6 +1,10 @@
-"""A plan of float members for the GPU: the decided, printable list of launches of the image-lanes kernels (csrc/cuda/lanes.h).
+"""A plan of float members for the GPU: the decided, printable list of launches, in one of two layouts.
 
-Sizes are per tile of 32 images. A batch of n images runs ceil(n / 32) whole tiles, so costs count those.
+    lanes   [tile][row][column][channel][32 images]               csrc/cuda/lanes.h; a tile is 32 images
+    nhwc    [image][row][column][block of channels][32 channels]  csrc/cuda/nhwc.h; a tile is one image
+
+Either way a pixel is a row of lines of 32 floats, and sizes are per tile. A batch of n images runs whole tiles, so costs count
+those.
 """
 
 from __future__ import annotations
@@ -13,20 +17,23 @@ import numpy as np
 
 from .plan import Cost, row, total_cost
 
-TILE = 32
+LANES, NHWC = "lanes", "nhwc"
+LAYOUTS = (LANES, NHWC)
+TILE = 32  # floats of a line
 LINE_BYTES = 4 * TILE
 Halo = tuple[int, int, int, int]  # top, left, bottom, right
 
 
-def tiles_of(batch: int) -> int:
-    return -(-batch // TILE)
+def tiles_of(batch: int, layout: str = LANES) -> int:
+    return batch if layout == NHWC else -(-batch // TILE)
 
 
 @dataclass(eq=False)
 class LaneMap:
-    """Float32 values of one node: ``[tile][row][column][channel][32 images]`` with a halo of zeros around the pixels.
+    """Float32 values of one node: ``[tile][row][column][line][32 lanes]`` with a halo of zeros around the pixels.
 
     halo grows while steps are made, to what all readers need.  slot: which piece of memory holds it, set by ``place``.
+    line_channels: channels of a line, 1 where lanes are images, 32 where they are channels.
     """
 
     name: str
@@ -35,6 +42,12 @@ class LaneMap:
     width: int
     halo: Halo = (0, 0, 0, 0)
     slot: int = -1
+    line_channels: int = 1
+
+    @property
+    def depth(self) -> int:
+        """Lines of a pixel."""
+        return -(-self.channels // self.line_channels)
 
     @property
     def rows(self) -> int:
@@ -47,12 +60,12 @@ class LaneMap:
     @property
     def lines(self) -> int:
         """Lines of one tile, halo included."""
-        return self.rows * self.columns * self.channels
+        return self.rows * self.columns * self.depth
 
     @property
     def strides(self) -> tuple[int, int, int]:
         """Of a tile, a row and a pixel, in floats."""
-        pixel = self.channels * TILE
+        pixel = self.depth * TILE
         return (self.lines * TILE, self.columns * pixel, pixel)
 
     @property
@@ -64,7 +77,7 @@ class LaneMap:
     @property
     def bytes(self) -> int:
         """Bytes of the pixels of one tile, halo left out: what a kernel reads or writes once."""
-        return self.height * self.width * self.channels * LINE_BYTES
+        return self.height * self.width * self.depth * LINE_BYTES
 
     def widen(self, halo: Halo) -> None:
         t, l, b, r = self.halo
@@ -81,12 +94,12 @@ class LaneSlot:
 
     @property
     def tile_bytes(self) -> int:
-        c, h, w = self.form
-        return c * (h + self.halo[0] + self.halo[2]) * (w + self.halo[1] + self.halo[3]) * LINE_BYTES
+        depth, h, w = self.form
+        return depth * (h + self.halo[0] + self.halo[2]) * (w + self.halo[1] + self.halo[3]) * LINE_BYTES
 
     @classmethod
     def of(cls, value: LaneMap) -> LaneSlot:
-        form = (value.channels, value.height, value.width) if any(value.halo) else (value.lines, 1, 1)
+        form = (value.depth, value.height, value.width) if any(value.halo) else (value.lines, 1, 1)
         return cls(form, value.halo)
 
 
@@ -140,10 +153,32 @@ class WinogradConfig:
         return f"F({m}x{m}, 3x3) {self.tiles}x{self.channels} groups={self.channel_groups}x{self.tile_groups} chunk={self.chunk}"
 
 
+@dataclass(frozen=True)
+class NhwcConfig:
+    """Of csrc/cuda/nhwc.h: pixels and outputs of a thread block, segments of a sum, and whether they are computed side by
+    side."""
+
+    rows: int
+    columns: int
+    segments: int
+    parallel: bool = False
+
+    def values(self) -> tuple[int, int, int, int]:
+        return (self.rows, self.columns, self.segments, int(self.parallel))
+
+    @property
+    def packing(self) -> tuple[int, ...]:
+        return (self.columns,)
+
+    def __str__(self) -> str:
+        how = " side by side" if self.parallel else ""
+        return f"{self.rows}x{self.columns}" + (f" {self.segments} segments{how}" if self.segments > 1 else "")
+
+
 @dataclass(frozen=True, eq=False)
 class LaneWeights:
     """Constants of a layer. weight: float32 ``[OC, C / groups, KH, KW]``; a depthwise one ``[KH, KW, OC]``, as its kernel
-    reads it.  packed_bytes: on the device, bias included."""
+    reads it (nhwc: ``[KH, KW, lines, 32]``).  packed_bytes: on the device, bias included."""
 
     name: str
     weight: np.ndarray
@@ -164,7 +199,7 @@ class LaneStep:
     writes: Mapping[str, LaneMap]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     weights: LaneWeights | None = None
-    config: ConvConfig | WinogradConfig | None = None
+    config: ConvConfig | WinogradConfig | NhwcConfig | None = None
     member: str = ""
     cost: Cost = field(default_factory=Cost)
     launches: int = 1
@@ -172,7 +207,10 @@ class LaneStep:
 
 @dataclass(frozen=True)
 class LanesPlan:
-    """What :class:`hce_engine.backends.cuda.lanes_program.LanesProgram` runs for ``batch`` images."""
+    """What :class:`hce_engine.backends.cuda.lanes_program.LanesProgram`, or NhwcProgram, runs for ``batch`` images.
+
+    why: what the layout was chosen by; empty where it was named.
+    """
 
     batch: int
     members: tuple[str, ...]
@@ -181,10 +219,12 @@ class LanesPlan:
     classes: int
     image_shape: tuple[int, ...]
     float_images: bool
+    layout: str = LANES
+    why: str = ""
 
     @property
     def tiles(self) -> int:
-        return tiles_of(self.batch)
+        return tiles_of(self.batch, self.layout)
 
     @property
     def arena_bytes_per_tile(self) -> int:
@@ -205,9 +245,12 @@ class LanesPlan:
 
     def __str__(self) -> str:
         cost = self.cost
-        head = (f"plan {'+'.join(self.members)} on cuda, float32 in image lanes, for {self.batch} images in {self.tiles} tiles: "
-                f"{self.launches} launches, arena {self.arena_bytes_per_tile / 1000:.1f} kB per tile in {len(self.slots)} slots, "
-                f"weights {self.weight_bytes / 1000:.1f} kB, {cost.bytes / self.batch / 1000:.1f} kB moved per image")
+        where, per = ("NHWC", "image") if self.layout == NHWC else ("image lanes", "tile")
+        tiles = "" if self.layout == NHWC else f" in {self.tiles} tiles"
+        why = f" ({self.why})" if self.why else ""
+        head = (f"plan {'+'.join(self.members)} on cuda, float32 in {where}{why}, for {self.batch} images{tiles}: "
+                f"{self.launches} launches, arena {self.arena_bytes_per_tile / 1000:.1f} kB per {per} in {len(self.slots)} "
+                f"slots, weights {self.weight_bytes / 1000:.1f} kB, {cost.bytes / self.batch / 1000:.1f} kB moved per image")
         return "\n".join([head, *(f"  {_row(s, self.batch)}" for s in self.steps)])
 
 
@@ -229,7 +272,7 @@ def place(steps: Sequence[LaneStep]) -> tuple[LaneSlot, ...]:
     with_halo = [value for value, _, _ in alive.values() if any(value.halo)]
     for value in with_halo:
         for other in with_halo:
-            if (other.channels, other.height, other.width) == (value.channels, value.height, value.width):
+            if (other.depth, other.height, other.width) == (value.depth, value.height, value.width):
                 value.widen(other.halo)
     slots: list[LaneSlot] = []
     busy_until: list[int] = []

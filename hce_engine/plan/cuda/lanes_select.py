@@ -48,7 +48,7 @@ def _stride(channels: int) -> int:
 
 
 def _cycles(pixels: int, channels: int, outputs: int, groups: int, rows: int, width: int) -> float:
-    """Estimated cycles per line, in units of a multiprocessor; rows: of all tiles."""
+    """Estimated cycles per line, of all multiprocessors together; rows: of all tiles."""
     weights = _stride(channels) // 4
     issue = (4 * pixels * channels + pixels + weights + 2) / 4
     l1 = 4 * pixels + weights
