@@ -231,6 +231,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("CudaError") = py::reinterpret_borrow<py::object>(cuda_error);
   BindKernels(m);
   BindNhwc(m);
+  BindSplit(m);
 #if !defined(HCE_HOST)
   BindDevices(m);
 #endif

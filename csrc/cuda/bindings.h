@@ -92,5 +92,6 @@ using Limits = std::array<float, 2>;
 using FloatArray = py::array_t<float, py::array::c_style>;
 
 void BindNhwc(py::module_& m);
+void BindSplit(py::module_& m);
 
 }  // namespace hce::cuda

@@ -8,6 +8,7 @@
 #include "lanes.h"
 #include "launch.h"
 #include "nhwc.h"
+#include "split.h"
 
 namespace hce::cuda {
 
@@ -15,6 +16,7 @@ const char* Check(const ConvF32Args& args);
 const char* Check(const DepthwiseF32Args& args);
 const char* Check(const LinearF32Args& args);
 const char* Check(const WinogradF32Args& args);
+const char* Check(const ConvSplitArgs& args);
 const char* Check(const PoolF32Args& args);
 const char* Check(const AddF32Args& args);
 const char* Check(const CopyF32Args& args);
@@ -27,6 +29,7 @@ Status LaunchConv2dF32(const ConvF32Args& args, Stream stream);
 Status LaunchDepthwiseF32(const DepthwiseF32Args& args, Stream stream);
 Status LaunchLinearF32(const LinearF32Args& args, Stream stream);
 Status LaunchWinogradF32(const WinogradF32Args& args, Stream stream);
+Status LaunchConv2dSplit(const ConvSplitArgs& args, Stream stream);
 Status LaunchPoolF32(const PoolF32Args& args, Stream stream);
 Status LaunchAddF32(const AddF32Args& args, Stream stream);
 Status LaunchCopyF32(const CopyF32Args& args, Stream stream);
@@ -54,5 +57,6 @@ Status LaunchStoreNhwc(const StoreNhwcArgs& args, Stream stream);
 // Bytes of shared memory of one thread block of a convolution.
 int64_t SharedBytes(const ConvF32Args& args);
 int64_t SharedBytes(const WinogradF32Args& args);
+int64_t SharedBytes(const ConvSplitArgs& args);
 
 }  // namespace hce::cuda

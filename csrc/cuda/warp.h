@@ -19,6 +19,11 @@ struct alignas(16) Float4 {
   float x, y, z, w;
 };
 
+// Two, of 64 bits, aligned to 8.
+struct alignas(8) Float2 {
+  float x, y;
+};
+
 // ---- arithmetic of one lane. Each is one rounding, whatever the compiler's flags.
 
 device_function float Fma(float a, float b, float c) {
@@ -99,6 +104,14 @@ device_function Float4 LoadReadOnly(const Float4* p) {
 #else
   const float4 v = __ldg(reinterpret_cast<const float4*>(p));
   return {v.x, v.y, v.z, v.w};
+#endif
+}
+device_function Float2 LoadReadOnly(const Float2* p) {
+#if defined(HCE_HOST)
+  return *p;
+#else
+  const float2 v = __ldg(reinterpret_cast<const float2*>(p));
+  return {v.x, v.y};
 #endif
 }
 
@@ -199,6 +212,20 @@ device_function float Shuffle([[maybe_unused]] Context& ctx, float v, int lane) 
   return __shfl_sync(0xffffffffu, v, lane);
 #endif
 }
+// The same of four floats.
+template <class Context>
+device_function Float4 Shuffle([[maybe_unused]] Context& ctx, const Float4& v, int lane) {
+#if defined(HCE_HOST)
+  ctx.Show(&v, 4);
+  Float4 peer;
+  std::memcpy(&peer, ctx.Peer(lane & (kWarp - 1)), sizeof peer);
+  ctx.Done();
+  return peer;
+#else
+  return {__shfl_sync(0xffffffffu, v.x, lane), __shfl_sync(0xffffffffu, v.y, lane), __shfl_sync(0xffffffffu, v.z, lane),
+          __shfl_sync(0xffffffffu, v.w, lane)};
+#endif
+}
 // The value of `v` in the lane whose number differs in the bits of `mask`.
 template <class Context>
 device_function float ShuffleXor([[maybe_unused]] Context& ctx, float v, int mask) {
@@ -257,6 +284,20 @@ inline float HalfToFloat(uint32_t h) {  // IEEE binary16
 }
 inline float BfloatToFloat(uint32_t h) { return FromBits(h << 16); }
 
+// To the nearest, ties to even, as cvt.rn does: above the largest finite value infinity, any NaN the canonical one.
+inline uint32_t FloatToHalf(float v) {
+  const uint32_t sign = Bits(v) >> 16 & 0x8000u, magnitude = Bits(v) & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return 0x7fffu;
+  if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // 65520, halfway between 65504 and the next step
+  if (magnitude < 0x38800000u)                          // 2^-14: below it halves are multiples of 2^-24
+    return sign | static_cast<uint32_t>(std::nearbyint(std::ldexp(FromBits(magnitude), 24)));
+  return sign | (((magnitude + 0xfffu + (magnitude >> 13 & 1)) >> 13) - (112u << 10));
+}
+inline uint32_t FloatToBfloat(float v) {
+  if (std::isnan(v)) return 0x7fffu;
+  return (Bits(v) + 0x7fffu + (Bits(v) >> 16 & 1)) >> 16;
+}
+
 // d += A B of one m16n8kK; a row of A is 8 words of PerWord elements; decode(word, n) is element n of a word.
 template <int K, int PerWord, class Decode>
 inline void HostMma(HostContext& ctx, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
@@ -278,6 +319,35 @@ inline void HostMma(HostContext& ctx, float (&d)[4], const uint32_t (&a)[4], con
   ctx.Done();
 }
 #endif
+
+// Two floats as binary16 or bfloat16, to the nearest: `low` in the low half of the word.
+device_function uint32_t ToHalves(float low, float high) {
+#if defined(HCE_HOST)
+  return FloatToHalf(low) | FloatToHalf(high) << 16;
+#else
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+#endif
+}
+device_function uint32_t ToBfloats(float low, float high) {
+#if defined(HCE_HOST)
+  return FloatToBfloat(low) | FloatToBfloat(high) << 16;
+#else
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+#endif
+}
+device_function void FromHalves(uint32_t word, float& low, float& high) {
+#if defined(HCE_HOST)
+  low = HalfToFloat(word & 0xffffu), high = HalfToFloat(word >> 16);
+#else
+  asm("{\n\t.reg .b16 l, h;\n\tmov.b32 {l, h}, %2;\n\tcvt.f32.f16 %0, l;\n\tcvt.f32.f16 %1, h;\n\t}"
+      : "=f"(low), "=f"(high)
+      : "r"(word));
+#endif
+}
 
 // d += A (16 x 8, TF32) * B (8 x 8, TF32). The lower 13 bits of a and b are ignored.
 template <class Context>

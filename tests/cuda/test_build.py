@@ -152,6 +152,24 @@ def test_the_transforms_have_the_instructions_that_plans_count(
         assert outputs and min(outputs) == pytest.approx(OUTPUT[m, residual], rel=0.1)
 
 
+def test_the_loops_of_split_operands(
+    extension: Path, cuobjdump: str, resources: dict[tuple[str, str], dict[str, int]]
+) -> None:
+    """Two steps of 2 pixels and 16 outputs, 48 products of matrices: what stands beside them, by how operands come. Split maps need
+    nothing but loads and addresses. The rule that selects configurations counts on these numbers."""
+    most = {"E0ELb0": 245, "E1ELb1": 185, "E2ELb1": 185, "E1ELb0": 510, "E2ELb0": 420}  # tf32x3; split maps; float maps
+    for target in sorted(TARGETS):
+        kernels = [k for t, k in resources if t == target and "Conv2dSplit" in k]
+        assert len(kernels) == 4 * len(most)
+        for form, instructions in most.items():
+            (kernel,) = (k for k in kernels if f"Arithmetic{form}ELi2E" in k)
+            code = _instructions(cuobjdump, extension, target, kernel)
+            bodies = [body for body in _loops(code) if body.count("HMMA") == 48]
+            assert min(map(len, bodies)) <= instructions, f"{kernel} on {target}"
+            loads = min(body.count("LDG") for body in bodies)
+            assert loads == (36 if form.endswith("Lb1") else 12 if form == "E0ELb0" else 20)
+
+
 def test_what_rounds_twice_is_not_contracted(
     extension: Path, cuobjdump: str, resources: dict[tuple[str, str], dict[str, int]]
 ) -> None:
