@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import artifact as artifacts
+from .arithmetic import IEEE, check_arithmetic
 from .artifact import Artifact
 from .backends import reference
 from .backends.cpu import CpuBackend
@@ -89,13 +90,14 @@ class Engine:
     ``shares`` name a way (backends/cuda/modes.py). The bytes of the results are the same.
     isa: instruction set of the CPU back end; by default the environment's HCE_ISA, else the best one.
     members: names of those to run, which then vote; by default all.
+    arithmetic: of float members on a GPU, of ``hce_engine.arithmetic``: ``ieee``, or tensor cores with split operands.
 
     Raises UnsupportedError for what this machine cannot do; it never falls back to something slower.
     """
 
     def __init__(
         self, artifact: Artifact, device: str = "auto", threads: int | None = None, concurrency: str = "auto",
-        isa: str | None = None, members: Sequence[str] | None = None,
+        isa: str | None = None, members: Sequence[str] | None = None, *, arithmetic: str = IEEE,
     ) -> None:
         if members is not None:
             artifact = replace(artifact, graph=_only(artifact.graph, members))
@@ -105,6 +107,8 @@ class Engine:
             raise InputError("engine", expected=f"a graph that takes {expected}, as the input specification says", got=str(got),
                              fix="build both from one model")
         self.device = choose_device(artifact.graph) if _choice("device", device, DEVICES) == "auto" else device
+        check_arithmetic(arithmetic, self.device)
+        self.arithmetic = arithmetic
         allowed = CONCURRENCY + MODES * (self.device == "cuda")
         self.concurrency = "members" if _choice("concurrency", concurrency, allowed) == "auto" else concurrency
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
@@ -116,7 +120,8 @@ class Engine:
         if self.device == "cuda":
             from .backends.cuda.backend import CudaBackend
 
-            self._cuda = CudaBackend(artifact.graph, mode="auto" if self.concurrency == "members" else self.concurrency)
+            mode = "auto" if self.concurrency == "members" else self.concurrency
+            self._cuda = CudaBackend(artifact.graph, mode=mode, arithmetic=arithmetic)
 
     @property
     def input(self) -> InputSpec:
@@ -137,7 +142,7 @@ class Engine:
 
     def only(self, *names: str) -> Engine:
         """An engine that runs the named members alone; they vote, so that a reference can be measured by itself."""
-        return Engine(self.artifact, self.device, self.threads, self.concurrency, self.isa, names)
+        return Engine(self.artifact, self.device, self.threads, self.concurrency, self.isa, names, arithmetic=self.arithmetic)
 
     def __call__(self, images: np.ndarray | torch.Tensor) -> Any:
         """Ensemble logits, float32 ``(N, classes)``, for a batch as ``self.input`` describes it.
@@ -219,7 +224,7 @@ class Engine:
 
 def load(
     path: str | Path, device: str = "auto", threads: int | None = None, concurrency: str = "auto",
-    isa: str | None = None, members: Sequence[str] | None = None,
+    isa: str | None = None, members: Sequence[str] | None = None, *, arithmetic: str = IEEE,
 ) -> Engine:
     """The engine of a ``.hce`` file; arguments as of :class:`Engine`. Raises ArtifactError for a damaged file."""
-    return Engine(artifacts.load(path), device, threads, concurrency, isa, members)
+    return Engine(artifacts.load(path), device, threads, concurrency, isa, members, arithmetic=arithmetic)

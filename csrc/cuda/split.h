@@ -47,7 +47,7 @@ host_device_function constexpr bool HasPairs(Arithmetic a) { return a != Arithme
 struct SplitConfig {
   int32_t octets;                      // 1 to kSplitOctets
   int32_t channel_warps, pixel_warps;  // product at most kConvWarps
-  int32_t blocks;                      // thread blocks along the pixels; 0: as many as run at once on the device
+  int32_t blocks;                      // along the pixels; 0: as many as run at once on the device; < 0: a share (launch.h)
 };
 constexpr int kSplitOctets = 4;
 constexpr int kSplitPixels[kSplitOctets + 1] = {0, 2, 2, 1, 1};

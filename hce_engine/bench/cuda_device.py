@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..arithmetic import IEEE
 from ..backends.cuda import gpu
 from ..backends.cuda.backend import CudaBackend
 from ..graph import Graph
-from .cuda_arithmetic import IEEE, with_arithmetic
 from .cuda_clocks import Clocks, ask
 from .cuda_timer import CudaEvents
 from .peers import Runtime
@@ -66,10 +66,9 @@ class Device(Protocol):
 
 
 class Gpu:
-    """The current CUDA device. Raises UnsupportedError without one, and for an arithmetic that the back end does not have."""
+    """The current CUDA device. Raises UnsupportedError without one."""
 
     def __init__(self, arithmetic: str = IEEE) -> None:
-        self._options = with_arithmetic(arithmetic, CudaBackend, "bench --device cuda")
         self.runtime: Runtime = gpu.GpuRuntime()
         self.arithmetic, self.index = arithmetic, torch.cuda.current_device()
         self._properties = torch.cuda.get_device_properties(self.index)
@@ -83,7 +82,7 @@ class Gpu:
         torch.cuda.current_stream(self.index).synchronize()
 
     def backend(self, graph: Graph) -> Backend:
-        return CudaBackend(graph, **self._options)
+        return CudaBackend(graph, arithmetic=self.arithmetic)
 
     def events(self) -> Timer:
         return CudaEvents(self.index)

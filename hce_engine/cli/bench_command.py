@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from ..arithmetic import IEEE
 from ..errors import InputError, UnsupportedError
-from .options import common, positive_integers, some_members
+from .options import common, float_arithmetic, positive_integers, some_members
 
 _MOST_ON_GPU = 65536
 
@@ -24,8 +25,6 @@ _MOST_ON_GPU = 65536
               help="Turns of every row; a verdict needs 6 at least.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=0.2, show_default=True, help="Length of a turn.")
 @click.option("--isa", help="Hold our kernels, and peers as far as they can, to an instruction set. Default: HCE_ISA, else the best.")
-@click.option("--arithmetic", type=click.Choice(["ieee", "tf32x3", "fp16x3", "bf16x3"]), default="ieee", show_default=True,
-              help="How float members are multiplied on a GPU: float32, or compensated products of tensor cores.")
 @click.option("--format", "form", type=click.Choice(["table", "markdown"]), default="table", show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print the plan for a GPU and its bounds; needs no GPU and runs nothing.")
 @click.option("--gpu", "gpu_name", type=click.Choice(["h200", "a100", "b200"]), default="h200", show_default=True,
@@ -33,6 +32,7 @@ _MOST_ON_GPU = 65536
 @click.option("--bits", type=click.Choice(["2", "3", "4", "5", "6", "7", "8", "32"]), default="4", show_default=True,
               help="Width of weights and activations in a dry run of a network by name; 32: the float network.")
 @some_members
+@float_arithmetic
 @common
 def command(
     model: str, peers: str, batch: str | None, threads: str | None, data: Path | None, rounds: int, seconds: float, isa: str | None,
@@ -76,7 +76,7 @@ def command(
         return compare_on_gpu(Path(model), peers, batches, data, rounds, seconds, form, members, arithmetic, json_path)
     if device == "reference":
         raise UnsupportedError("bench", expected="--device cpu or cuda", got=f"--device {device}", fix="leave --device out to measure on the CPU")
-    if arithmetic != "ieee":
+    if arithmetic != IEEE:
         raise UnsupportedError("bench --arithmetic", expected="--device cuda, or ieee", got=f"{arithmetic} on the CPU", fix="leave --arithmetic out")
     from .bench_cpu import compare
 

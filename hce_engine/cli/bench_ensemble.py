@@ -56,14 +56,42 @@ def _totals(plan: EnsemblePlan, gpu: Gpu) -> dict[str, Any]:
     }
 
 
+def describe_arithmetics(plans: Mapping[str, DryRun], gpu: Gpu) -> list[dict[str, Any]]:
+    """Totals of each float member and of the ensemble, by arithmetic."""
+    from ..plan.cuda.lanes_plan import LanesPlan
+
+    return [
+        {"arithmetic": arithmetic, "totals": _totals(dry.voting, gpu),
+         "alone": {name: _totals(plan, gpu) for name, plan in dry.alone.items() if any(isinstance(p, LanesPlan) for p in plan.parts)}}
+        for arithmetic, dry in plans.items()
+    ]
+
+
+def show_arithmetics(rows: list[dict[str, Any]]) -> None:
+    members = list(rows[0]["alone"])
+    sequential, overlap = "sequential_bound_images_per_second", "perfect_overlap_bound_images_per_second"
+    show_table("bounds by arithmetic of float members, at most images/s", (
+        "arithmetic", *(f"{name}, moved" for name in members), *members, "ensemble, sequential", "ensemble, perfect overlap",
+    ), [
+        (row["arithmetic"], *(byte_text(row["alone"][name]["bytes"]) for name in members),
+         *(amount(row["alone"][name][sequential]) for name in members), amount(row["totals"][sequential]), amount(row["totals"][overlap]))
+        for row in rows
+    ])
+
+
 def describe_lanes(plan: LanesPlan, gpu: Gpu) -> dict[str, Any]:
-    from ..plan.cuda.ensemble_plan import FFMA, part_bounds
+    from ..arithmetic import IEEE
+    from ..plan.cuda.ensemble_plan import FFMA, part_bounds, products_bound
     from ..plan.cuda.roofline import LAUNCH_FLOOR
 
     bounds, cost = part_bounds(plan, gpu), plan.cost
+    products = {True: 0.0, False: 0.0}  # seconds, by whether they are of float32 multiply-adds
+    for step in plan.steps:
+        products[step.arithmetic == IEEE] += products_bound(step, gpu).seconds
     seconds = sum(b.seconds for b in bounds)
     return {
-        "kind": plan.layout, "why": plan.why or None, "members": list(plan.members), "batch": plan.batch, "tiles": plan.tiles,
+        "kind": plan.layout, "why": plan.why or None, "arithmetic": plan.arithmetic, "members": list(plan.members),
+        "batch": plan.batch, "tiles": plan.tiles,
         "gpu": {"name": gpu.name, "bytes_per_second": gpu.bandwidth, "int8_operations_per_second": gpu.int8,
                 "ffma_operations_per_second": FFMA[gpu.name], "launch_seconds": LAUNCH_FLOOR, "source": gpu.source},
         "steps": [
@@ -79,7 +107,7 @@ def describe_lanes(plan: LanesPlan, gpu: Gpu) -> dict[str, Any]:
         "totals": {
             "arena_bytes_per_tile": plan.arena_bytes_per_tile, "slots": len(plan.slots), "weight_bytes": plan.weight_bytes,
             "launches": plan.launches, "bytes": cost.bytes, "macs": cost.macs, "walked_macs": cost.walked,
-            "ffma_bound_seconds": 2 * cost.walked / FFMA[gpu.name],
+            "ffma_bound_seconds": products[True], "tensor_core_bound_seconds": products[False],
             "direct_ffma_bound_seconds": 2 * cost.macs / FFMA[gpu.name], "bound_seconds": seconds,
             "bound_images_per_second": plan.batch / seconds,
         },
@@ -121,8 +149,8 @@ def _show_lanes(model: str, plan: LanesPlan, facts: dict[str, Any]) -> None:
     lanes = facts["kind"] == LANES
     layout, tiles = ("image lanes", f" in {facts['tiles']} tiles") if lanes else ("NHWC", "")
     why = f" ({facts['why']})" if facts["why"] else ""
-    show_table(f"{model}: members {', '.join(facts['members'])}, float32 in {layout}, batch {facts['batch']}{tiles}, bounds of "
-               f"{gpu['name']}",
+    show_table(f"{model}: members {', '.join(facts['members'])}, float32 in {layout}{plan.arithmetic_text}, batch {facts['batch']}{tiles}, "
+               f"bounds of {gpu['name']}",
                ("step", "kernel", "launches", "weights", "moved", "MACs", "walked", "bound us", "by", "configuration"), rows)
     click.echo(
         f"layout {layout}{why}; arena {byte_text(total['arena_bytes_per_tile'])} per {'tile of 32 images' if lanes else 'image'} in "
@@ -130,9 +158,11 @@ def _show_lanes(model: str, plan: LanesPlan, facts: dict[str, Any]) -> None:
         f"{byte_text(total['weight_bytes'])}, {total['launches']} launches, {byte_text(total['bytes'])} moved, "
         f"{amount(total['macs'])} MACs ({total['walked_macs'] / max(total['macs'], 1):.2f}x walked)"
     )
+    tensor_cores = total["tensor_core_bound_seconds"]
+    on_tensor_cores = f" and in {plan.arithmetic} {1e6 * tensor_cores:.1f} us" if tensor_cores else ""
     click.echo(
         f"bound, not a measurement: at least {1e6 * total['bound_seconds']:.1f} us, at most "
         f"{amount(total['bound_images_per_second'])} images/s on {gpu['name']} ({amount(gpu['ffma_operations_per_second'])} float32 "
-        f"operations/s: the products of this plan alone take {1e6 * total['ffma_bound_seconds']:.1f} us, those of direct convolution "
-        f"without padding {1e6 * total['direct_ffma_bound_seconds']:.1f} us)"
+        f"operations/s: the products of this plan alone take {1e6 * total['ffma_bound_seconds']:.1f} us{on_tensor_cores}, those of direct "
+        f"convolution without padding {1e6 * total['direct_ffma_bound_seconds']:.1f} us)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,15 @@ FLOAT_BITS = 32
 _ALIASES = {"mobilenet_v2": "mobilenetv2"}
 
 
-def dry_run(model: str, batch: int, gpu_name: str, bits: int, members: tuple[str, ...] | None, arithmetic: str, json_path: Path | None) -> int:
+def dry_run(
+    model: str, batch: int, gpu_name: str, bits: int, members: tuple[str, ...] | None, arithmetic: str, json_path: Path | None
+) -> int:
     """Shows what each step of the plan moves, computes and takes at least: bounds from the GPU's datasheet, never measurements."""
-    from ..bench.cuda_arithmetic import IEEE, with_arithmetic
+    from ..arithmetic import ARITHMETICS, IEEE
     from ..errors import InputError
     from ..plan.cuda import GPUS, build_plan
     from ..plan.cuda.ensemble_plan import build_ensemble_plan, only_codes
-    from .bench_ensemble import DryRun, describe_ensemble, show_ensemble
+    from .bench_ensemble import DryRun, describe_arithmetics, describe_ensemble, show_arithmetics, show_ensemble
 
     gpu = GPUS[gpu_name]
     graph = _graph(model, bits, members, json_path)
@@ -37,11 +40,11 @@ def dry_run(model: str, batch: int, gpu_name: str, bits: int, members: tuple[str
         if shown:
             show(model, plan, facts)
     else:
-        options = with_arithmetic(arithmetic, build_ensemble_plan, "bench --dry-run")
-        plans = DryRun(lambda some: build_ensemble_plan(some, batch, gpu.name, **options), graph)
-        facts = describe_ensemble(plans, gpu)
+        plans = {name: DryRun(partial(build_ensemble_plan, batch=batch, gpu=gpu.name, arithmetic=name), graph) for name in ARITHMETICS}
+        facts = {**describe_ensemble(plans[arithmetic], gpu), "arithmetics": describe_arithmetics(plans, gpu)}
         if shown:
-            show_ensemble(model, plans.whole, facts)
+            show_ensemble(model, plans[arithmetic].whole, facts)
+            show_arithmetics(facts["arithmetics"])
     write_json(json_path, "bench", {"model": model, "dry_run": True, **facts})
     return 0
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..arithmetic import ARITHMETICS, IEEE
 from ..errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -41,6 +42,12 @@ def trace_file(command: Command) -> Command:
     """``--trace FILE``."""
     return click.option("--trace", "trace_path", type=click.Path(path_type=Path), metavar="FILE",
                         help="On a GPU, write a run of the first batch on a time line for Perfetto or chrome://tracing.")(command)
+
+
+def float_arithmetic(command: Command) -> Command:
+    """``--arithmetic tf32x3``: of float members on a GPU."""
+    return click.option("--arithmetic", type=click.Choice(ARITHMETICS), default=IEEE, show_default=True,
+                        help="How float members are multiplied on a GPU: float32, or tensor cores with split operands.")(command)
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:

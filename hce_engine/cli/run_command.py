@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import common, keep_inputs, some_members, trace_file
+from .options import common, float_arithmetic, keep_inputs, some_members, trace_file
 from .output import amount, progress_bar, say, write_json
 from .predictions import NO_CLASS, open_predictions, top_class
 
@@ -21,10 +21,11 @@ from .predictions import NO_CLASS, open_predictions, top_class
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable image files out and list them at the end.")
 @trace_file
 @some_members
+@float_arithmetic
 @common
 def command(
     model: Path, source: Path, out: Path, batch: int, threads: int | None, skip_bad: bool, trace_path: Path | None,
-    members: tuple[str, ...] | None, json_path: Path | None, device: str,
+    members: tuple[str, ...] | None, arithmetic: str, json_path: Path | None, device: str,
 ) -> int:
     """Classify INPUT with the ensemble of MODEL.
 
@@ -44,7 +45,7 @@ def command(
     from ..images.cifar import find_cifar
 
     keep_inputs((out, trace_path, json_path), (model, source))
-    engine = load(model, device=device, threads=threads, members=members)
+    engine = load(model, device=device, threads=threads, members=members, arithmetic=arithmetic)
     if trace_path is not None:
         engine.require_trace()
     images = open_images(source, engine.input, skip_bad=skip_bad)

@@ -12,7 +12,6 @@ from hce_engine.bench import cuda_device
 from hce_engine.bench.cuda_device import Gpu
 from hce_engine.bench.cuda_timer import CudaEvents
 from hce_engine.bench.turns import HostClock
-from hce_engine.errors import UnsupportedError
 from tests.bench.fake_gpu import FakeRuntime
 
 
@@ -49,14 +48,7 @@ def test_the_back_end_gets_the_arithmetic(card: None, ensemble: Artifact, monkey
         def __init__(self, graph: object, *, arithmetic: str = "ieee") -> None:
             made.append((graph, arithmetic))
 
-    class Older:
-        def __init__(self, graph: object) -> None: ...
-
     monkeypatch.setattr(cuda_device, "CudaBackend", Backend)
     for arithmetic in ("ieee", "bf16x3"):
         Gpu(arithmetic).backend(ensemble.graph)
     assert made == [(ensemble.graph, "ieee"), (ensemble.graph, "bf16x3")]
-    monkeypatch.setattr(cuda_device, "CudaBackend", Older)
-    Gpu().backend(ensemble.graph)
-    with pytest.raises(UnsupportedError, match="got bf16x3"):
-        Gpu("bf16x3")

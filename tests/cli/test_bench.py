@@ -64,6 +64,13 @@ def test_an_ensemble_is_shown_part_by_part(run_hce: Callable, mixed: Path, tmp_p
     assert lanes["steps"][1]["macs"] == 64 * 4 * 2 * 27
     assert lanes["gpu"]["ffma_operations_per_second"] == 67e12
     assert totals["launches"] == sum(p["totals"]["launches"] for p in facts["parts"]) + 1
+    rows = facts["arithmetics"]
+    assert [r["arithmetic"] for r in rows] == ["ieee", "tf32x3", "fp16x3", "bf16x3"]
+    assert all(r["arithmetic"] in result.out and list(r["alone"]) == ["s"] for r in rows)
+    assert rows[0]["alone"]["s"] == facts["alone"]["s"]
+    assert {**rows[0]["totals"], "largest_bucket": totals["largest_bucket"]} == totals
+    chosen = json.loads(run_hce("bench", mixed, "--dry-run", "--batch", 64, "--arithmetic", "tf32x3", "--json", "-").out)
+    assert (chosen["arithmetics"], chosen["alone"]["s"]) == (rows, rows[1]["alone"]["s"])
     assert totals["sequential_bound_seconds"] > totals["perfect_overlap_bound_seconds"]
     assert totals["sequential_bound_images_per_second"] == pytest.approx(64 / totals["sequential_bound_seconds"])
     alone = json.loads(run_hce("bench", mixed, "--dry-run", "--members", "s", "--batch", 64, "--json", "-").out)

@@ -14,7 +14,6 @@ from hce_engine import _cuda_native, artifact
 from hce_engine.artifact import Artifact
 from hce_engine.backends.cuda import gpu
 from hce_engine.bench import conditions
-from hce_engine.bench.cuda_arithmetic import with_arithmetic
 from hce_engine.errors import UnsupportedError
 from hce_engine.graph import Graph, merge
 from tests.bench.conftest import SPEC, members
@@ -121,15 +120,6 @@ def test_arithmetic_is_of_float_members_on_a_gpu(run_hce: Callable, ensemble_pat
     assert result.code == 3 and "--device cuda" in result.err
     result = run_hce("bench", ensemble_path, "--dry-run", "--members", "q", "--arithmetic", "tf32x3")
     assert result.code == 2 and "a float member" in result.err
-
-
-def test_an_arithmetic_is_passed_on_or_refused() -> None:
-    def with_parameter(graph: Graph, *, arithmetic: str = "ieee") -> None: ...
-
-    assert with_arithmetic("ieee", len, "bench") == {}
-    assert with_arithmetic("fp16x3", with_parameter, "bench") == {"arithmetic": "fp16x3"}
-    with pytest.raises(UnsupportedError, match="expected --arithmetic ieee, got fp16x3"):
-        with_arithmetic("fp16x3", test_an_arithmetic_is_passed_on_or_refused, "bench")
 
 
 def test_the_reference_is_no_part_of_the_ensemble(run_hce: Callable, ensemble_path: Path) -> None:

@@ -51,6 +51,17 @@ def test_an_array_gives_indexed_rows(run_hce: Callable, model: Path, tmp_path: P
     np.testing.assert_allclose([float(r["probability"]) for r in rows], probability, atol=1e-4)
 
 
+@pytest.mark.parametrize("command", ["run", "eval"])
+def test_other_arithmetics_are_of_a_gpu(run_hce: Callable, model: Path, tmp_path: Path, pixels: np.ndarray, command: str) -> None:
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.zeros(len(pixels), np.int64))
+    where = [tmp_path / "images.npz", "-o", tmp_path / "p.csv"] if command == "run" else ["--data", tmp_path / "images.npz"]
+    result = run_hce(command, model, *where, "--device", "cpu", "--arithmetic", "tf32x3")
+    assert result.code == 3
+    assert "arithmetic tf32x3" in result.err and "device cuda" in result.err
+    assert run_hce(command, model, *where, "--arithmetic", "tf32").code == 2
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_npz_holds_the_same(run_hce: Callable, model: Path, tmp_path: Path, pixels: np.ndarray) -> None:
     np.savez(tmp_path / "images.npz", images=pixels)
     assert run_hce("run", model, tmp_path / "images.npz", "-o", tmp_path / "p.csv").code == 0

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ... import _cuda_native
+from ...arithmetic import IEEE, check_arithmetic
 from ...errors import InputError, UnsupportedError
 from ...graph import Graph
 from ...plan.cuda import Plan, build_plan
@@ -50,7 +51,7 @@ class CudaBackend:
     device: ``cuda``, or, for tests, ``cpu`` under TRITON_INTERPRET=1 or a runtime.  max_batch: the largest bucket, a power of
     two; less if memory demands it.  poison: maps, logits and flags start out with noise, so that a result which depends on
     unwritten memory shows.  extension: other than hce_engine._cuda; with device ``cpu``, the one built for the host.  mode:
-    how parts of an ensemble run, of modes.MODES.  layout, convolution: of float members, as of
+    how parts of an ensemble run, of modes.MODES.  layout, convolution, arithmetic: of float members, as of
     plan.cuda.layout.build_float_plan; the layout is chosen for ``max_batch`` images, whatever the bucket, so that results do
     not depend on the batch.
 
@@ -63,13 +64,16 @@ class CudaBackend:
     def __init__(
         self, graph: Graph, device: str | Runtime = "cuda", *, max_batch: int = MAX_BATCH, poison: bool = False,
         extension: ModuleType | None = None, mode: str = AUTO, layout: str = AUTO, convolution: str = "auto",
+        arithmetic: str = IEEE,
     ) -> None:
+        check_arithmetic(arithmetic)
         if max_batch < 1 or max_batch & (max_batch - 1):
             raise InputError("cuda back end", expected="a power of two as the largest batch", got=repr(max_batch),
                              fix="choose one")
         made = Interpreted if device == "cpu" else gpu.GpuRuntime
         self.runtime: Runtime = device if isinstance(device, Runtime) else made()
-        self.graph, self.poison, self.layout, self.convolution = graph, poison, layout, convolution
+        self.graph, self.poison = graph, poison
+        self.layout, self.convolution, self.arithmetic = layout, convolution, arithmetic
         self.constants = Constants(self.runtime.device)
         self._layouts = Layouts(self.runtime)
         self._ensembles = self._with_extension(extension, mode)
@@ -117,7 +121,7 @@ class CudaBackend:
             else:
                 layout = self.layout if key[0] == self.members else self._layouts_of(self.plan(batch))
                 self._plans[key] = build_ensemble_plan(graph, batch, self.runtime.gpu, layout=layout, chosen_for=self._wanted,
-                                                       convolution=self.convolution)
+                                                       convolution=self.convolution, arithmetic=self.arithmetic)
         return self._plans[key]
 
     @staticmethod

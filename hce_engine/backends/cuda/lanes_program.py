@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from ...arithmetic import IEEE, SPLIT_ARITHMETICS
 from ...plan.cuda.lanes_plan import (
-    LINE_BYTES,
+    MAP_ALIGNMENT,
     TILE,
     ConvConfig,
     LaneMap,
@@ -26,6 +27,7 @@ from ...plan.cuda.lanes_plan import (
     LaneWeights,
     WinogradConfig,
 )
+from ...plan.cuda.split_weights import pack_split
 from ...plan.cuda.winograd_weights import pack_winograd
 from .work import Work
 
@@ -43,16 +45,16 @@ def current_stream(device: str) -> int:
 
 
 class LanesConstants:
-    """Packed weights on the device, one per layer, algorithm and cut: plans for different batches share them."""
+    """Packed weights on the device, one per layer, arithmetic, algorithm and cut: plans for different batches share them."""
 
     def __init__(self, extension: ModuleType, device: str) -> None:
         self.extension, self.device = extension, device
-        self._layers: dict[tuple[str, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._layers: dict[tuple[str, str, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor]] = {}
 
     @staticmethod
-    def key(step: LaneStep) -> tuple[str, tuple[int, ...]]:
+    def key(step: LaneStep) -> tuple[str, str, tuple[int, ...]]:
         assert step.weights is not None
-        return (step.weights.name, step.config.packing if step.config is not None else ())
+        return (step.weights.name, step.arithmetic, step.config.packing if step.config is not None else ())
 
     def missing_bytes(self, plan: LanesPlan) -> int:
         new = {self.key(s): s.weights.packed_bytes for s in plan.steps if s.weights is not None}
@@ -68,7 +70,9 @@ class LanesConstants:
 
     def _pack(self, weights: LaneWeights, step: LaneStep) -> tuple[torch.Tensor, torch.Tensor]:
         packed = weights.weight
-        if isinstance(step.config, WinogradConfig):
+        if step.arithmetic != IEEE:
+            packed = pack_split(packed, step.arithmetic).view("float32")  # words, which nothing takes for numbers
+        elif isinstance(step.config, WinogradConfig):
             packed = pack_winograd(packed, step.config.output, step.config.channels)
         elif isinstance(step.config, ConvConfig):
             packed = self.extension.pack_conv_weights(packed, groups=weights.groups, channels=step.config.channels)
@@ -76,9 +80,9 @@ class LanesConstants:
 
 
 def aligned(floats: int, device: str, fill: float) -> torch.Tensor:
-    """float32 memory that begins at a line. CUDA's allocator sees to it; memory of the CPU may begin anywhere."""
-    whole = torch.full((floats + TILE,), fill, dtype=torch.float32, device=device)
-    return whole[-whole.data_ptr() % LINE_BYTES // 4 :][:floats]
+    """float32 memory that begins at a pair of lines. CUDA's allocator sees to it; memory of the CPU may begin anywhere."""
+    whole = torch.full((floats + MAP_ALIGNMENT // 4,), fill, dtype=torch.float32, device=device)
+    return whole[-whole.data_ptr() % MAP_ALIGNMENT // 4 :][:floats]
 
 
 def aligned_copy(values: Any, device: str) -> torch.Tensor:
@@ -109,7 +113,7 @@ class LanesArena:
 
     @staticmethod
     def bytes(plan: LanesPlan) -> int:
-        return plan.tiles * plan.arena_bytes_per_tile + LINE_BYTES * len(plan.slots)
+        return plan.tiles * plan.arena_bytes_per_tile + MAP_ALIGNMENT * len(plan.slots)
 
 
 class LanesProgram:
@@ -195,6 +199,15 @@ class LanesProgram:
         assert step.config is not None
         return {**self._window(step), "config": step.config.values()}
 
+    def _split(self, step: LaneStep) -> dict[str, Any]:
+        assert step.config is not None
+        a, x, some = step.arguments, step.reads["x"], next(iter(step.writes.values()))
+        maps = {**step.reads, **step.writes}
+        optional = {key: self.ref(maps[key]) if key in maps else None for key in ("y", "split", "residual")}
+        shape = (self.plan.tiles, some.height, some.width, *a["window"], *a["channels"])
+        return {"x": self.ref(x, *a["padding"]), "x_split": x.split, **optional, "shape": shape, "factor": a["factor"],
+                "config": step.config.values(), **self._layer(step)}
+
     def _linear(self, step: LaneStep) -> dict[str, Any]:
         assert step.config is not None
         x, y = step.reads["x"], step.writes["y"]
@@ -260,4 +273,5 @@ BUILDERS: dict[str, Callable[[LanesProgram, LaneStep], dict[str, Any]]] = {
     "linear_f32": LanesProgram._linear, "load_images": LanesProgram._load, "store_logits": LanesProgram._store,
     "add_f32": LanesProgram._add, "pool_f32": LanesProgram._pool, "copy_f32": LanesProgram._copy,
     "flatten_f32": LanesProgram._flatten,
+    **{f"conv2d_{arithmetic}": LanesProgram._split for arithmetic in SPLIT_ARITHMETICS},
 }  # fmt: skip

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ... import _cuda_native
+from ...arithmetic import IEEE, check_arithmetic
 from ...errors import UnsupportedError
 from ...graph import Graph, verify
 from ..components import components
 from .arena import ARENA_LIMIT, MAX_BATCH, largest_bucket
 from .lanes_lowering import lanes_runnable
-from .lanes_plan import TILE, LanesPlan, tiles_of
+from .lanes_plan import TILE, LanesPlan, LaneStep, tiles_of
 from .layout import AUTO, build_float_plan
 from .lowering import MEANS_LIMIT, build_plan, runnable
 from .plan import Plan
@@ -30,6 +31,14 @@ PIXELS_LIMIT = 2**30 - 1  # of one map in all tiles: launches count them in 32 b
 # Float32 operations per second outside the tensor cores, 2 per fused multiply-add; of the sources that roofline.GPUS names. For
 # B200 figures between 75 (148 multiprocessors at 1.98 GHz) and 80 are published; a bound takes the higher.
 FFMA = {"NVIDIA H200": 67e12, "NVIDIA A100-SXM4-80GB": 19.5e12, "NVIDIA B200": 80e12}
+
+# On tensor cores, dense; of the same sources. A convolution with split operands executes PRODUCTS of each multiply-accumulate.
+TENSOR_CORES = {
+    "NVIDIA H200": {"tf32x3": 495e12, "fp16x3": 989e12, "bf16x3": 989e12},
+    "NVIDIA A100-SXM4-80GB": {"tf32x3": 156e12, "fp16x3": 312e12, "bf16x3": 312e12},
+    "NVIDIA B200": {"tf32x3": 1125e12, "fp16x3": 2250e12, "bf16x3": 2250e12},
+}
+PRODUCTS = 3
 
 Part = Plan | LanesPlan
 
@@ -118,13 +127,14 @@ class EnsemblePlan:
 
 def build_ensemble_plan(
     graph: Graph, batch: int, gpu: str | None = None, *, layout: str | Mapping[str, str] = AUTO,
-    chosen_for: int | None = None, convolution: str = "auto",
+    chosen_for: int | None = None, convolution: str = "auto", arithmetic: str = IEEE,
 ) -> EnsemblePlan:
-    """The plan of all members of ``graph``, quantized and float. gpu: as of :func:`build_plan`.  layout, chosen_for, convolution:
-    of float members, as of :func:`hce_engine.plan.cuda.layout.build_float_plan`; a mapping names the layout of each.
+    """The plan of all members of ``graph``, quantized and float. gpu: as of :func:`build_plan`.  layout, chosen_for, convolution,
+    arithmetic: of float members, as of :func:`hce_engine.plan.cuda.layout.build_float_plan`; a mapping names the layout of each.
 
-    The graph must be lowered. Raises GraphError or UnsupportedError; it does not ask for the extension.
+    The graph must be lowered. Raises GraphError, InputError or UnsupportedError; it does not ask for the extension.
     """
+    check_arithmetic(arithmetic)
     verify(graph)
     path = paths(graph)
     voters = tuple(m.name for m in graph.voters)
@@ -137,7 +147,8 @@ def build_ensemble_plan(
             parts.append(_without_mean(build_plan(group, batch, gpu)))
         else:
             named = layout if isinstance(layout, str) else layout[group.members[0].name]
-            parts.append(build_float_plan(group, batch, named, chosen_for=chosen_for, convolution=convolution))
+            parts.append(build_float_plan(group, batch, named, chosen_for=chosen_for, convolution=convolution,
+                                          arithmetic=arithmetic))
     image = graph.input.spec
     classes = graph[graph.members[0].output].spec.shape[0]
     return EnsemblePlan(batch, tuple(path), voters, tuple(parts), classes, image.shape, image.type.is_float)
@@ -181,15 +192,22 @@ def _halves(size: int) -> Iterator[int]:
 # -- bounds -------------------------------------------------------------------------------------------------------------
 
 
+def products_bound(step: LaneStep, gpu: Gpu) -> Bound:
+    """Of the products of a float step alone: outside the tensor cores, or on them where operands are split."""
+    if step.arithmetic == IEEE:
+        return Bound(2 * step.cost.walked / FFMA[gpu.name], "FFMA")
+    return Bound(2 * PRODUCTS * step.cost.walked / TENSOR_CORES[gpu.name][step.arithmetic], step.arithmetic)
+
+
 def part_bounds(part: Part, gpu: Gpu) -> list[Bound]:
-    """Of each step, from the datasheet: float arithmetic outside the tensor cores for float members."""
+    """Of each step, from the datasheet."""
     if isinstance(part, Plan):
         return [bound(step.cost, step.launches, gpu) for step in part.steps]
     bounds = []
     for step in part.steps:
         least = bound(replace(step.cost, walked=0), step.launches, gpu)
-        seconds = 2 * step.cost.walked / FFMA[gpu.name]
-        bounds.append(Bound(seconds, "FFMA") if seconds > least.seconds else least)
+        own = products_bound(step, gpu)
+        bounds.append(own if own.seconds > least.seconds else least)
     return bounds
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ...arithmetic import IEEE, check_arithmetic
 from ...errors import InputError, UnsupportedError
 from ...graph import Graph, Node, verify
 from ...kernels.layer import INT32_LIMIT
-from . import lanes_select, winograd_select
+from . import lanes_select, split_lowering, winograd_select
 from .lanes_plan import LANES, LINE_BYTES, TILE, LaneMap, LanesPlan, LaneStep, LaneWeights, place, tiles_of
 from .plan import Cost
 
@@ -41,13 +42,16 @@ def lanes_runnable(node: Node) -> bool:
 
 
 class LanesLowering:
-    """One pass over the graph in topological order; ``maps`` holds where each node's value lies."""
+    """One pass over the graph in topological order; ``maps`` holds where each node's value lies, ``splits`` where it lies as pairs
+    of 16-bit numbers."""
 
-    def __init__(self, graph: Graph, batch: int, *, convolution: str = "auto") -> None:
-        self.graph, self.batch, self.tiles, self.convolution = graph, batch, tiles_of(batch), convolution
+    def __init__(self, graph: Graph, batch: int, *, convolution: str = "auto", arithmetic: str = IEEE) -> None:
+        self.graph, self.batch, self.tiles = graph, batch, tiles_of(batch)
+        self.convolution, self.arithmetic = convolution, arithmetic
         self.consumers = graph.consumers()
         self.outputs = {m.output for m in graph.members}
         self.maps: dict[str, LaneMap] = {}
+        self.splits: dict[str, LaneMap] = {}
         self.steps: list[LaneStep] = []
 
     # -- values -----------------------------------------------------------------------------------------------------
@@ -67,7 +71,7 @@ class LanesLowering:
         self, nodes: Sequence[Node], kernel: str, reason: str, reads: Mapping[str, LaneMap], writes: Mapping[str, LaneMap],
         **keys: Any,
     ) -> None:
-        known = {key: keys.pop(key) for key in ("weights", "config", "member", "cost", "launches") if key in keys}
+        known = {key: keys.pop(key) for key in ("weights", "config", "arithmetic", "member", "cost", "launches") if key in keys}
         if "cost" not in known:
             known["cost"] = self.moved(reads, writes)
         self.steps.append(LaneStep(tuple(n.name for n in nodes), kernel, reason, dict(reads), dict(writes), keys, **known))
@@ -113,6 +117,7 @@ class LanesLowering:
         if len(node.inputs) == 2:
             reads["residual"] = self.map(node.inputs[1])
         bias, per, lines = node.params["bias"], oc // groups, kh * kw * inputs
+        stays = split_lowering.why_ieee(node, self.arithmetic)
         rows = self.tiles * y.height
         macs = self.batch * y.height * y.width * weight.size
         window = (kh, kw, sh, sw, dh, dw)
@@ -122,7 +127,7 @@ class LanesLowering:
             cost = self.moved(reads, {"y": y})
             cost = replace(cost, read=cost.read + weights.packed_bytes, macs=macs,
                            walked=rows * y.width * weight.size * TILE)
-            self.emit((node,), "depthwise_f32", "one input channel per output", reads, {"y": y}, weights=weights, cost=cost,
+            self.emit((node,), "depthwise_f32", f"one input channel per output{stays}", reads, {"y": y}, weights=weights, cost=cost,
                       padding=(ph, pw), window=window, channels=(oc, per), limits=_limits(node))
             return
         if groups == 1 and window == (3, 3, 1, 1, 1, 1) and self.winograd(node, weight, reads, y, padding):
@@ -134,7 +139,7 @@ class LanesLowering:
         cost = self.moved(reads, {"y": y})
         cost = replace(cost, read=cost.read + weights.packed_bytes, macs=macs,
                        walked=lanes_select.walked_macs(per, groups, lines, *shape, config))
-        self.emit((node,), "linear_f32" if vector else "conv2d_f32", reason, reads, {"y": y}, weights=weights, config=config,
+        self.emit((node,), "linear_f32" if vector else "conv2d_f32", reason + stays, reads, {"y": y}, weights=weights, config=config,
                   cost=cost, padding=(ph, pw), window=window, channels=(groups, inputs, per), limits=_limits(node))
 
     def winograd(
@@ -154,12 +159,15 @@ class LanesLowering:
         cost = self.moved(reads, {"y": y})
         cost = replace(cost, read=cost.read + size, macs=self.batch * y.height * y.width * weight.size,
                        walked=winograd_select.walked_multiplications(inputs, oc, jobs, config))
-        self.emit((node,), "winograd_f32", "Winograd", reads, {"y": y},
+        self.emit((node,), "winograd_f32", "Winograd" + split_lowering.why_ieee(node, self.arithmetic), reads, {"y": y},
                   weights=LaneWeights(node.name, weight, bias, 1, size), config=config, cost=cost, padding=tuple(padding),
                   channels=(inputs, oc), limits=_limits(node))
         return True
 
     def conv2d(self, node: Node) -> None:
+        if split_lowering.has_split_operands(node, self.arithmetic):
+            split_lowering.emit_conv2d(self, node, _limits(node))
+            return
         a, x = node.attrs, self.map(node.inputs[0])
         reason = "direct" if a["groups"] == 1 else f"direct, {a['groups']} groups"
         self.layer(node, x, node.params["weight"], a["groups"], a["stride"], a["padding"], a["dilation"], reason)
@@ -290,16 +298,19 @@ def finish(lowering: LanesLowering, layout: str) -> LanesPlan:
     image = graph.input.spec
     classes = graph[graph.members[0].output].spec.shape[0]
     return LanesPlan(lowering.batch, tuple(m.name for m in graph.members), tuple(lowering.steps), slots, classes, image.shape,
-                     image.type.is_float, layout)
+                     image.type.is_float, layout, arithmetic=lowering.arithmetic)
 
 
-def build_lanes_plan(graph: Graph, batch: int, *, convolution: str = "auto") -> LanesPlan:
+def build_lanes_plan(graph: Graph, batch: int, *, convolution: str = "auto", arithmetic: str = IEEE) -> LanesPlan:
     """The plan of all members of ``graph`` (they share the nodes they have in common) for ``batch`` images in image lanes.
 
     convolution: ``auto`` lets 3 x 3 layers run by Winograd where that is estimated to be faster; ``direct`` computes every sum in
-    the order of the CPU's direct kernels. The graph must be lowered. Raises GraphError, InputError for another ``convolution``, or
-    UnsupportedError for quantized nodes and for maps beyond 32-bit offsets.
+    the order of the CPU's direct kernels.  arithmetic: of hce_engine.arithmetic. All but ``ieee`` are of dense convolutions of 4
+    input channels and more, which then are direct ones; other layers stay with float32 multiply-adds. The graph must be lowered.
+    Raises GraphError, InputError for another ``convolution`` or ``arithmetic``, or UnsupportedError for quantized nodes and for
+    maps beyond 32-bit offsets.
     """
+    check_arithmetic(arithmetic)
     require_convolution(convolution)
     require_float(graph)
-    return finish(LanesLowering(graph, batch, convolution=convolution), LANES)
+    return finish(LanesLowering(graph, batch, convolution=convolution, arithmetic=arithmetic), LANES)

@@ -11,16 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...arithmetic import IEEE
 from .plan import Cost, row, total_cost
+
+if TYPE_CHECKING:
+    from .split_select import SplitConfig
 
 LANES, NHWC = "lanes", "nhwc"
 LAYOUTS = (LANES, NHWC)
 TILE = 32  # floats of a line
 LINE_BYTES = 4 * TILE
+MAP_ALIGNMENT = 2 * LINE_BYTES  # bytes: a pair of lines of a split map
 Halo = tuple[int, int, int, int]  # top, left, bottom, right
 
 
@@ -34,6 +39,7 @@ class LaneMap:
 
     halo grows while steps are made, to what all readers need.  slot: which piece of memory holds it, set by ``place``.
     line_channels: channels of a line, 1 where lanes are images, 32 where they are channels.
+    split: values as pairs of numbers of 16 bits (csrc/cuda/split.h), two lines for two channels; zero is zero in both forms.
     """
 
     name: str
@@ -43,11 +49,12 @@ class LaneMap:
     halo: Halo = (0, 0, 0, 0)
     slot: int = -1
     line_channels: int = 1
+    split: bool = False
 
     @property
     def depth(self) -> int:
         """Lines of a pixel."""
-        return -(-self.channels // self.line_channels)
+        return -(-self.channels // self.line_channels) + self.channels % 2 * self.split
 
     @property
     def rows(self) -> int:
@@ -199,7 +206,8 @@ class LaneStep:
     writes: Mapping[str, LaneMap]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     weights: LaneWeights | None = None
-    config: ConvConfig | WinogradConfig | NhwcConfig | None = None
+    config: ConvConfig | WinogradConfig | NhwcConfig | SplitConfig | None = None
+    arithmetic: str = IEEE
     member: str = ""
     cost: Cost = field(default_factory=Cost)
     launches: int = 1
@@ -221,6 +229,7 @@ class LanesPlan:
     float_images: bool
     layout: str = LANES
     why: str = ""
+    arithmetic: str = IEEE
 
     @property
     def tiles(self) -> int:
@@ -243,12 +252,16 @@ class LanesPlan:
     def cost(self) -> Cost:
         return total_cost(s.cost for s in self.steps)
 
+    @property
+    def arithmetic_text(self) -> str:
+        return "" if self.arithmetic == IEEE else f", convolutions in {self.arithmetic}"
+
     def __str__(self) -> str:
         cost = self.cost
         where, per = ("NHWC", "image") if self.layout == NHWC else ("image lanes", "tile")
         tiles = "" if self.layout == NHWC else f" in {self.tiles} tiles"
         why = f" ({self.why})" if self.why else ""
-        head = (f"plan {'+'.join(self.members)} on cuda, float32 in {where}{why}, for {self.batch} images{tiles}: "
+        head = (f"plan {'+'.join(self.members)} on cuda, float32 in {where}{why}{self.arithmetic_text}, for {self.batch} images{tiles}: "
                 f"{self.launches} launches, arena {self.arena_bytes_per_tile / 1000:.1f} kB per {per} in {len(self.slots)} "
                 f"slots, weights {self.weight_bytes / 1000:.1f} kB, {cost.bytes / self.batch / 1000:.1f} kB moved per image")
         return "\n".join([head, *(f"  {_row(s, self.batch)}" for s in self.steps)])
@@ -281,7 +294,7 @@ def place(steps: Sequence[LaneStep]) -> tuple[LaneSlot, ...]:
         free = [i for i, slot in enumerate(slots) if slot == wanted and busy_until[i] < first]
         # The one that was used last: its lines are the likeliest to be in the cache.
         index = max(free, key=lambda i: busy_until[i], default=len(slots))
-        residual = steps[first].reads.get("residual")
+        residual = steps[first].reads.get("residual") if value is steps[first].writes.get("y") else None
         if residual is not None and residual is not steps[first].reads["x"] and alive[id(residual)][2] == first:
             index = residual.slot if slots[residual.slot] == wanted else index
         if index == len(slots):

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...errors import InputError
+from ...arithmetic import IEEE, check_arithmetic
+from ...errors import InputError, UnsupportedError
 from ...graph import Graph
 from .lanes_lowering import build_lanes_plan, require_convolution
-from .lanes_plan import LANES, LAYOUTS, NHWC, LanesPlan, LaneStep, NhwcConfig, WinogradConfig
+from .lanes_plan import LANES, LAYOUTS, NHWC, ConvConfig, LanesPlan, LaneStep, NhwcConfig, WinogradConfig
 from .lanes_select import MULTIPROCESSORS, conv_cycles
 from .nhwc_lowering import build_nhwc_plan
 from .nhwc_select import BANDWIDTH, CLOCK, Product
@@ -38,12 +39,13 @@ def _arithmetic(plan: LanesPlan, step: LaneStep) -> float:
     (kh, kw, *_), (groups, inputs, outputs) = step.arguments["window"], step.arguments["channels"]
     if isinstance(config, NhwcConfig):
         return Product(plan.batch * y.height * y.width, groups, outputs, inputs, kh * kw).seconds(config)
+    assert isinstance(config, ConvConfig)
     rows, width = (1, plan.tiles) if step.kernel == "linear_f32" else (plan.tiles * y.height, y.width)
     return conv_cycles(outputs, groups, kh * kw * inputs, kh * kw, rows, width, config) / (MULTIPROCESSORS * CLOCK)
 
 
 def modelled_seconds(plan: LanesPlan) -> float:
-    """Of a plan on an H200: the sum over its steps."""
+    """Of a plan in ``ieee`` on an H200: the sum over its steps."""
     return sum(max(s.cost.bytes / BANDWIDTH, s.launches * LAUNCH_FLOOR, _arithmetic(plan, s)) for s in plan.steps)
 
 
@@ -52,20 +54,29 @@ def _cuts_sums(plan: LanesPlan) -> bool:
 
 
 def build_float_plan(
-    graph: Graph, batch: int, layout: str = AUTO, *, chosen_for: int | None = None, convolution: str = "auto"
+    graph: Graph, batch: int, layout: str = AUTO, *, chosen_for: int | None = None, convolution: str = "auto",
+    arithmetic: str = IEEE,
 ) -> LanesPlan:
     """The plan of float members for ``batch`` images.
 
     layout: ``lanes``, ``nhwc``, or ``auto``: the one of less modelled time for ``chosen_for`` images, by default ``batch``.
     convolution: of image lanes, as of ``build_lanes_plan``; with ``direct``, ``auto`` takes NHWC only where it cuts no sum. Both layouts
-    then give the same values, and ``batch`` alone decides.
+    then give the same values, and ``batch`` alone decides.  arithmetic: as of ``build_lanes_plan``; all but ``ieee`` are of image lanes.
 
-    Raises InputError for another layout or convolution, GraphError, or UnsupportedError as ``build_lanes_plan``.
+    Raises InputError for another layout, convolution or arithmetic, GraphError, or UnsupportedError as ``build_lanes_plan`` and for an
+    arithmetic that the named layout does not have.
     """
     if layout not in (AUTO, *LAYOUTS):
         raise InputError("layout of float members", expected=", ".join((AUTO, *LAYOUTS)), got=repr(layout),
                          fix="choose one of them")
     require_convolution(convolution)
+    check_arithmetic(arithmetic)
+    if arithmetic != IEEE:
+        if layout == NHWC:
+            raise UnsupportedError(f"layout {NHWC}", expected=f"arithmetic {IEEE}", got=arithmetic,
+                                   fix=f"name layout {LANES}, or leave one of them out")
+        plan = build_lanes_plan(graph, batch, convolution=convolution, arithmetic=arithmetic)
+        return plan if layout == LANES else replace(plan, why=f"{arithmetic} is of image lanes")
 
     def build(name: str, images: int) -> LanesPlan:
         return build_nhwc_plan(graph, images) if name == NHWC else build_lanes_plan(graph, images, convolution=convolution)
