@@ -96,7 +96,7 @@ def measure(
         sums = np.einsum("nchwab,ocab->nohw", windows, np.abs(wide))
         magnitudes = (np.abs(wide).sum((1, 2, 3))[:, None, None], windows.sum((1, 4, 5))[:, None])
         for arithmetic in ARITHMETICS:
-            plan = build_lanes_plan(graph, images, arithmetic=arithmetic)
+            plan = build_lanes_plan(graph, images, convolution="direct", arithmetic=arithmetic)
             program = LanesProgram(plan, LanesArena(plan, device, poison=True), LanesConstants(extension, device),
                                    torch.from_numpy(x).to(device), poison=True)
             program()
