@@ -91,6 +91,8 @@ class Engine:
     isa: instruction set of the CPU back end; by default the environment's HCE_ISA, else the best one.
     members: names of those to run, which then vote; by default all.
     arithmetic: of float members on a GPU, of ``hce_engine.arithmetic``: ``ieee``, or tensor cores with split operands.
+    max_batch: on a GPU, the most images that are computed at a time, a power of two; longer batches run in chunks. Memory and
+    the layout of float members are chosen for it, so name the size of your batches where they are small. Default: 4096.
 
     Raises UnsupportedError for what this machine cannot do; it never falls back to something slower.
     """
@@ -98,6 +100,7 @@ class Engine:
     def __init__(
         self, artifact: Artifact, device: str = "auto", threads: int | None = None, concurrency: str = "auto",
         isa: str | None = None, members: Sequence[str] | None = None, *, arithmetic: str = IEEE,
+        max_batch: int | None = None,
     ) -> None:
         if members is not None:
             artifact = replace(artifact, graph=_only(artifact.graph, members))
@@ -108,7 +111,10 @@ class Engine:
                              fix="build both from one model")
         self.device = choose_device(artifact.graph) if _choice("device", device, DEVICES) == "auto" else device
         check_arithmetic(arithmetic, self.device)
-        self.arithmetic = arithmetic
+        if max_batch is not None and self.device != "cuda":
+            raise UnsupportedError("engine, max_batch", expected="device cuda", got=f"device {self.device}",
+                                   fix="leave it out: other devices take a batch as it comes")
+        self.arithmetic, self.max_batch = arithmetic, max_batch
         allowed = CONCURRENCY + MODES * (self.device == "cuda")
         self.concurrency = "members" if _choice("concurrency", concurrency, allowed) == "auto" else concurrency
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
@@ -119,9 +125,10 @@ class Engine:
         self._cuda: CudaBackend | None = None
         if self.device == "cuda":
             from .backends.cuda.backend import CudaBackend
+            from .plan.cuda.arena import MAX_BATCH
 
             mode = "auto" if self.concurrency == "members" else self.concurrency
-            self._cuda = CudaBackend(artifact.graph, mode=mode, arithmetic=arithmetic)
+            self._cuda = CudaBackend(artifact.graph, mode=mode, arithmetic=arithmetic, max_batch=MAX_BATCH if max_batch is None else max_batch)
 
     @property
     def input(self) -> InputSpec:
@@ -142,7 +149,8 @@ class Engine:
 
     def only(self, *names: str) -> Engine:
         """An engine that runs the named members alone; they vote, so that a reference can be measured by itself."""
-        return Engine(self.artifact, self.device, self.threads, self.concurrency, self.isa, names, arithmetic=self.arithmetic)
+        return Engine(self.artifact, self.device, self.threads, self.concurrency, self.isa, names, arithmetic=self.arithmetic,
+                      max_batch=self.max_batch)
 
     def __call__(self, images: np.ndarray | torch.Tensor) -> Any:
         """Ensemble logits, float32 ``(N, classes)``, for a batch as ``self.input`` describes it.
@@ -224,7 +232,8 @@ class Engine:
 
 def load(
     path: str | Path, device: str = "auto", threads: int | None = None, concurrency: str = "auto",
-    isa: str | None = None, members: Sequence[str] | None = None, *, arithmetic: str = IEEE,
+    isa: str | None = None, members: Sequence[str] | None = None, *, arithmetic: str = IEEE, max_batch: int | None = None,
 ) -> Engine:
     """The engine of a ``.hce`` file; arguments as of :class:`Engine`. Raises ArtifactError for a damaged file."""
-    return Engine(artifacts.load(path), device, threads, concurrency, isa, members, arithmetic=arithmetic)
+    return Engine(artifacts.load(path), device, threads, concurrency, isa, members, arithmetic=arithmetic,
+                  max_batch=max_batch)

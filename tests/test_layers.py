@@ -20,7 +20,7 @@ KERNEL_DATA = ("formats", "layer", "depthwise_layer", "description", "configurat
 # From low to high; a module belongs to the longest prefix that fits.
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "dtypes", "atomic", "threads", "machine"),
-    ("numerics", "bitpack", "_native", "_cuda_native", "peaks"),
+    ("numerics", "arithmetic", "bitpack", "_native", "_cuda_native", "peaks"),
     tuple(f"kernels.{name}" for name in KERNEL_DATA),
     ("kernels",),
     ("graph", "preprocess"),
@@ -37,7 +37,7 @@ LAYERS: list[tuple[str, ...]] = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The engine is what a run is measured with at the end; nothing else of training may know it.
 TRAINING_MAY_RUN_ENGINE = {"hce_engine.training.evaluate"}
-NO_TORCH = ("errors", "dtypes", "atomic", "threads", "machine", "numerics", "bitpack", "_native", "peaks", "graph", "preprocess", "artifact",
+NO_TORCH = ("errors", "dtypes", "atomic", "threads", "machine", "numerics", "arithmetic", "bitpack", "_native", "peaks", "graph", "preprocess", "artifact",
             "ledger", "images", "backends.reference", "plan", *(f"kernels.{name}" for name in KERNEL_DATA))
 
 

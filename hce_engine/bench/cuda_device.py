@@ -14,6 +14,7 @@ from ..arithmetic import IEEE
 from ..backends.cuda import gpu
 from ..backends.cuda.backend import CudaBackend
 from ..graph import Graph
+from ..plan.cuda.arena import MAX_BATCH
 from .cuda_clocks import Clocks, ask
 from .cuda_timer import CudaEvents
 from .peers import Runtime
@@ -68,9 +69,10 @@ class Device(Protocol):
 class Gpu:
     """The current CUDA device. Raises UnsupportedError without one."""
 
-    def __init__(self, arithmetic: str = IEEE) -> None:
+    def __init__(self, arithmetic: str = IEEE, max_batch: int | None = None) -> None:
         self.runtime: Runtime = gpu.GpuRuntime()
         self.arithmetic, self.index = arithmetic, torch.cuda.current_device()
+        self.max_batch = MAX_BATCH if max_batch is None else max_batch
         self._properties = torch.cuda.get_device_properties(self.index)
         self.name = self._properties.name
         self._id = f"GPU-{self._properties.uuid}"  # nvidia-smi counts GPUs that this process may not see
@@ -82,7 +84,7 @@ class Gpu:
         torch.cuda.current_stream(self.index).synchronize()
 
     def backend(self, graph: Graph) -> Backend:
-        return CudaBackend(graph, arithmetic=self.arithmetic)
+        return CudaBackend(graph, arithmetic=self.arithmetic, max_batch=self.max_batch)
 
     def events(self) -> Timer:
         return CudaEvents(self.index)

@@ -8,7 +8,7 @@ import click
 
 from ..arithmetic import IEEE
 from ..errors import InputError, UnsupportedError
-from .options import common, float_arithmetic, positive_integers, some_members
+from .options import common, float_arithmetic, largest_batch, positive_integers, some_members
 
 _MOST_ON_GPU = 65536
 
@@ -33,10 +33,11 @@ _MOST_ON_GPU = 65536
               help="Width of weights and activations in a dry run of a network by name; 32: the float network.")
 @some_members
 @float_arithmetic
+@largest_batch
 @common
 def command(
     model: str, peers: str, batch: str | None, threads: str | None, data: Path | None, rounds: int, seconds: float, isa: str | None,
-    arithmetic: str, form: str, dry_run: bool, gpu_name: str, bits: str, members: tuple[str, ...] | None, json_path: Path | None, device: str,
+    arithmetic: str, max_batch: int | None, form: str, dry_run: bool, gpu_name: str, bits: str, members: tuple[str, ...] | None, json_path: Path | None, device: str,
 ) -> int:
     """Measure MODEL beside other engines on the same work, or show the plan for a GPU.
 
@@ -52,12 +53,16 @@ def command(
       hce bench model.hce --peers all --batch 1,128 --threads 1,2 --data cifar-10-batches-bin --json bench.json
       hce bench model.hce --peers openvino-int8 --members q --isa avx2
       hce bench model.hce --device cuda --batch 256,1024 --peers torch-compile-fp32,torch-compile-tf32
+      hce bench model.hce --device cuda --batch 1 --max-batch 1
       hce bench resnet20 --device cuda --dry-run --bits 3
       hce bench resnet50 --device cuda --dry-run --bits 32 --batch 1
       hce bench model.hce --device cuda --dry-run --members q --batch 1024 --json plan.json
     """
     on_gpu = dry_run or device == "cuda"
     batches = positive_integers(("256" if on_gpu else "128") if batch is None else batch, "--batch", most=_MOST_ON_GPU if on_gpu else 4096)
+    if max_batch is not None and (dry_run or device != "cuda"):
+        raise UnsupportedError("bench --max-batch", expected="--device cuda without --dry-run", got="a dry run" if dry_run else f"--device {device}",
+                               fix="leave it out: a dry run plans for --batch, a CPU takes batches as they come")
     if dry_run:
         from .bench_gpu import dry_run as show_plan
 
@@ -73,7 +78,7 @@ def command(
         for option, value in (("--threads", threads), ("--isa", isa)):
             if value is not None:
                 raise UnsupportedError(f"bench {option}", expected="the CPU", got="--device cuda", fix=f"leave {option} out")
-        return compare_on_gpu(Path(model), peers, batches, data, rounds, seconds, form, members, arithmetic, json_path)
+        return compare_on_gpu(Path(model), peers, batches, data, rounds, seconds, form, members, arithmetic, max_batch, json_path)
     if device == "reference":
         raise UnsupportedError("bench", expected="--device cpu or cuda", got=f"--device {device}", fix="leave --device out to measure on the CPU")
     if arithmetic != IEEE:

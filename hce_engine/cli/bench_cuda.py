@@ -20,7 +20,7 @@ _NOTE = (
 
 def compare(
     model: Path, peer_names: str, batches: Sequence[int], data: Path | None, rounds: int, seconds: float, form: str,
-    members: tuple[str, ...] | None, arithmetic: str, json_path: Path | None,
+    members: tuple[str, ...] | None, arithmetic: str, max_batch: int | None, json_path: Path | None,
 ) -> int:
     """Runs the comparison; 1 if a row that should run computes something else, or if one of ours does not run."""
     from .. import artifact
@@ -41,7 +41,7 @@ def compare(
     from ..bench.sample import from_data, random_images
     from ..plan.cuda import require_runnable
 
-    device = Gpu(arithmetic)
+    device = Gpu(arithmetic, max_batch)
     loaded = artifact.load(model)
     require_members(loaded.graph, members)
     require_runnable(loaded.graph if members is None else loaded.graph.only(*dict.fromkeys(members)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import common, float_arithmetic, keep_inputs, some_members, trace_file
+from .options import common, float_arithmetic, keep_inputs, largest_batch, some_members, trace_file
 from .output import percent, progress_bar, say, show_table, write_json
 
 
@@ -22,10 +22,11 @@ from .output import percent, progress_bar, say, show_table, write_json
 @trace_file
 @some_members
 @float_arithmetic
+@largest_batch
 @common
 def command(
     model: Path, data: Path, split: str, skip_bad: bool, batch: int, threads: int | None, trace_path: Path | None,
-    members: tuple[str, ...] | None, arithmetic: str, json_path: Path | None, device: str,
+    members: tuple[str, ...] | None, arithmetic: str, max_batch: int | None, json_path: Path | None, device: str,
 ) -> int:
     """Measure accuracy of each member and of the ensemble of MODEL on labelled images.
 
@@ -40,7 +41,7 @@ def command(
     from ..training.evaluate import evaluate_logits
 
     keep_inputs((trace_path, json_path), (model, data))
-    engine = load(model, device=device, threads=threads, members=members, arithmetic=arithmetic)
+    engine = load(model, device=device, threads=threads, members=members, arithmetic=arithmetic, max_batch=max_batch)
     if trace_path is not None:
         engine.require_trace()
     labelled = images.open_labelled(data, split, spec=engine.input, skip_bad=skip_bad)

@@ -50,6 +50,13 @@ def float_arithmetic(command: Command) -> Command:
                         help="How float members are multiplied on a GPU: float32, or tensor cores with split operands.")(command)
 
 
+def largest_batch(command: Command) -> Command:
+    """``--max-batch 8``: what a GPU computes at a time."""
+    return click.option("--max-batch", type=int, metavar="N",
+                        help="Most images at a time on a GPU, a power of two, for which memory and layouts are chosen. "
+                             "Default: 4096.")(command)
+
+
 def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(name.strip() for name in value.split(","))
 

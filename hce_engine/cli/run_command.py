@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import common, float_arithmetic, keep_inputs, some_members, trace_file
+from .options import common, float_arithmetic, keep_inputs, largest_batch, some_members, trace_file
 from .output import amount, progress_bar, say, write_json
 from .predictions import NO_CLASS, open_predictions, top_class
 
@@ -22,10 +22,11 @@ from .predictions import NO_CLASS, open_predictions, top_class
 @trace_file
 @some_members
 @float_arithmetic
+@largest_batch
 @common
 def command(
     model: Path, source: Path, out: Path, batch: int, threads: int | None, skip_bad: bool, trace_path: Path | None,
-    members: tuple[str, ...] | None, arithmetic: str, json_path: Path | None, device: str,
+    members: tuple[str, ...] | None, arithmetic: str, max_batch: int | None, json_path: Path | None, device: str,
 ) -> int:
     """Classify INPUT with the ensemble of MODEL.
 
@@ -45,7 +46,7 @@ def command(
     from ..images.cifar import find_cifar
 
     keep_inputs((out, trace_path, json_path), (model, source))
-    engine = load(model, device=device, threads=threads, members=members, arithmetic=arithmetic)
+    engine = load(model, device=device, threads=threads, members=members, arithmetic=arithmetic, max_batch=max_batch)
     if trace_path is not None:
         engine.require_trace()
     images = open_images(source, engine.input, skip_bad=skip_bad)

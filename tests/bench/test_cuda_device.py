@@ -41,14 +41,14 @@ def test_paths_have_their_own_timers(card: None) -> None:
     assert isinstance(Gpu().clock(), HostClock)
 
 
-def test_the_back_end_gets_the_arithmetic(card: None, ensemble: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_back_end_gets_arithmetic_and_largest_batch(card: None, ensemble: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
 
     class Backend:
-        def __init__(self, graph: object, *, arithmetic: str = "ieee") -> None:
-            made.append((graph, arithmetic))
+        def __init__(self, graph: object, *, arithmetic: str, max_batch: int) -> None:
+            made.append((graph, arithmetic, max_batch))
 
     monkeypatch.setattr(cuda_device, "CudaBackend", Backend)
-    for arithmetic in ("ieee", "bf16x3"):
-        Gpu(arithmetic).backend(ensemble.graph)
-    assert made == [(ensemble.graph, "ieee"), (ensemble.graph, "bf16x3")]
+    Gpu().backend(ensemble.graph)
+    Gpu("bf16x3", 8).backend(ensemble.graph)
+    assert made == [(ensemble.graph, "ieee", 4096), (ensemble.graph, "bf16x3", 8)]

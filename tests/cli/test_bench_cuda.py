@@ -33,8 +33,8 @@ def ensemble_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[FakeDevice]:
     made: list[FakeDevice] = []
 
-    def device(arithmetic: str) -> FakeDevice:
-        assert arithmetic == "ieee"
+    def device(arithmetic: str, max_batch: int | None) -> FakeDevice:
+        assert (arithmetic, max_batch) == ("ieee", None)
         made.append(FakeDevice())
         return made[-1]
 
@@ -88,7 +88,7 @@ def test_rows_of_ours_that_fail_are_exit_code_one(
         return FakeBackend(graph, lambda z: z + np.float32(1))
 
     for make, words in ((Full, "hce s skipped: cuda back end: expected 9 bytes"), (off, "hce s not timed: reference: logits")):
-        monkeypatch.setattr("hce_engine.bench.cuda_device.Gpu", lambda arithmetic, make=make: FakeDevice(make))
+        monkeypatch.setattr("hce_engine.bench.cuda_device.Gpu", lambda arithmetic, max_batch, make=make: FakeDevice(make))
         result = run_hce("bench", ensemble_path, *QUICK, "--peers", "none", "--members", "s")
         assert result.code == 1, result.err
         assert words in result.out
@@ -120,6 +120,12 @@ def test_arithmetic_is_of_float_members_on_a_gpu(run_hce: Callable, ensemble_pat
     assert result.code == 3 and "--device cuda" in result.err
     result = run_hce("bench", ensemble_path, "--dry-run", "--members", "q", "--arithmetic", "tf32x3")
     assert result.code == 2 and "a float member" in result.err
+
+
+@pytest.mark.parametrize("where", [("--dry-run",), ("--device", "cpu", "--peers", "none")])
+def test_the_largest_batch_is_of_an_engine_on_a_gpu(run_hce: Callable, ensemble_path: Path, where: tuple[str, ...]) -> None:
+    result = run_hce("bench", ensemble_path, *where, "--max-batch", 8)
+    assert result.code == 3 and "--max-batch" in result.err
 
 
 def test_the_reference_is_no_part_of_the_ensemble(run_hce: Callable, ensemble_path: Path) -> None:

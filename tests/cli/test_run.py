@@ -59,6 +59,8 @@ def test_other_arithmetics_are_of_a_gpu(run_hce: Callable, model: Path, tmp_path
     assert result.code == 3
     assert "arithmetic tf32x3" in result.err and "device cuda" in result.err
     assert run_hce(command, model, *where, "--arithmetic", "tf32").code == 2
+    result = run_hce(command, model, *where, "--device", "cpu", "--max-batch", 8)
+    assert result.code == 3 and "max_batch: expected device cuda" in result.err
     assert not (tmp_path / "p.csv").exists()
 
 
