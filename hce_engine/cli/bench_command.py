@@ -27,7 +27,7 @@ _MOST_ON_GPU = 65536
 @click.option("--isa", help="Hold our kernels, and peers as far as they can, to an instruction set. Default: HCE_ISA, else the best.")
 @click.option("--format", "form", type=click.Choice(["table", "markdown"]), default="table", show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print the plan for a GPU and its bounds; needs no GPU and runs nothing.")
-@click.option("--gpu", "gpu_name", type=click.Choice(["h200", "a100", "b200"]), default="h200", show_default=True,
+@click.option("--gpu", "gpu_name", type=click.Choice(["h200", "h100", "a100", "b200"]), default="h200", show_default=True,
               help="GPU of a dry run's bounds.")
 @click.option("--bits", type=click.Choice(["2", "3", "4", "5", "6", "7", "8", "32"]), default="4", show_default=True,
               help="Width of weights and activations in a dry run of a network by name; 32: the float network.")

@@ -205,6 +205,12 @@ def test_costs_add_up() -> None:
     assert part_bounds(large, GPUS["h200"])[2].seconds == pytest.approx(2 * large.steps[2].cost.walked / 67e12)
 
 
+def test_every_gpu_has_both_rates() -> None:
+    assert {gpu.name for gpu in GPUS.values()} == set(ensembles.FFMA)
+    h100, h200 = GPUS["h100"], GPUS["h200"]  # one processor, two memories
+    assert (h100.int8, ensembles.FFMA[h100.name]) == (h200.int8, ensembles.FFMA[h200.name]) and h100.bandwidth < h200.bandwidth
+
+
 def test_the_bound_of_an_ensemble() -> None:
     plan = build_ensemble_plan(merge({"q": quantized_member(), "s": float_member()}), 256)
     assert [type(part) for part in plan.parts] == [Plan, LanesPlan]

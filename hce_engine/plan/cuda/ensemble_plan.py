@@ -30,7 +30,7 @@ PIXELS_LIMIT = 2**30 - 1  # of one map in all tiles: launches count them in 32 b
 
 # Float32 operations per second outside the tensor cores, 2 per fused multiply-add; of the sources that roofline.GPUS names. For
 # B200 figures between 75 (148 multiprocessors at 1.98 GHz) and 80 are published; a bound takes the higher.
-FFMA = {"NVIDIA H200": 67e12, "NVIDIA A100-SXM4-80GB": 19.5e12, "NVIDIA B200": 80e12}
+FFMA = {"NVIDIA H200": 67e12, "NVIDIA H100 80GB HBM3": 67e12, "NVIDIA A100-SXM4-80GB": 19.5e12, "NVIDIA B200": 80e12}
 
 # On tensor cores, dense; of the same sources. A convolution with split operands executes PRODUCTS of each multiply-accumulate.
 TENSOR_CORES = {

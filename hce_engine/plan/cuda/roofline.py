@@ -28,6 +28,8 @@ class Gpu:
 
 GPUS = {
     "h200": Gpu("NVIDIA H200", 4.8e12, 1979e12, "datasheet, SXM: 4.8 TB/s, 1979 TOPS int8 dense"),
+    "h100": Gpu("NVIDIA H100 80GB HBM3", 3.35e12, 1979e12,
+                "datasheet, SXM: 3.35 TB/s; dense 1979 TOPS int8, 989 TFLOPS bfloat16, 495 TF32; 67 float32"),
     "a100": Gpu("NVIDIA A100-SXM4-80GB", 2.039e12, 624e12, "datasheet, SXM 80 GB: 2039 GB/s, 624 TOPS int8 dense"),
     "b200": Gpu("NVIDIA B200", 8e12, 4500e12, "datasheet: 8 TB/s, 4500 TOPS int8 dense"),
 }
