@@ -36,10 +36,12 @@ def module(name: str) -> tuple[str, ...]:
     return (sys.executable, "-m", f"benchmarks.gpu.{name}")
 
 
+# What is right first, then what is wanted most; what the first call leaves, the next one has the time for.
 STAGES = (
-    Stage("machine", module("ceilings"), 40), Stage("tests", module("suite"), 110), Stage("equality", module("equality"), 120),
-    Stage("tune", module("tune"), 80), Stage("gemm", module("gemm"), 70), Stage("layers", module("layers"), 70),
-    Stage("members", module("members"), 90),
+    Stage("machine", module("ceilings"), 40), Stage("tests", module("suite"), 100), Stage("accuracy", module("accuracy"), 25),
+    Stage("repeats", module("repeats"), 25), Stage("equality", module("equality"), 55), Stage("tune", module("tune"), 45),
+    Stage("float_layers", module("float_layers"), 70), Stage("ensemble", module("ensemble"), 150), Stage("sanitizer", module("sanitizer"), 60),
+    Stage("members", module("members"), 40), Stage("layers", module("layers"), 30), Stage("gemm", module("gemm"), 30),
 )
 GRACE = 10.0  # seconds that a stage may overrun before it is ended
 LEAST = 10.0  # seconds below which no stage is begun
@@ -89,19 +91,19 @@ def drive(stages: Sequence[Stage], out: Path, seconds: float) -> dict[str, int]:
             document = stage.read(out, one.name)
             if document.get("complete") and document["identity"] == identity:
                 codes[one.name] = stage.HELD if document["held"] else stage.FAILED
-                print(f"{one.name:10} complete before, skipped", flush=True)
+                print(f"{one.name:12} complete before, skipped", flush=True)
                 continue
             share = (finish - time.time()) * one.weight / sum(later.weight for later in stages[position:])
             if share < min(LEAST, seconds / 10):
                 codes[one.name] = stage.LATE
-                print(f"{one.name:10} not begun: no time left", flush=True)
+                print(f"{one.name:12} not begun: no time left", flush=True)
                 continue
             start = time.time()
             log.write(f"--- {one.name}, {share:.0f} s ---\n".encode())
             codes[one.name] = run_stage(one, out, share, log)
             document = stage.read(out, one.name)
             count, pending = len(document.get("items", {})), len(document.get("pending", []))
-            print(f"{one.name:10} {meaning(codes[one.name]):24} {count:5} results, {pending:4} to do, {time.time() - start:5.0f} s", flush=True)
+            print(f"{one.name:12} {meaning(codes[one.name]):24} {count:5} results, {pending:4} to do, {time.time() - start:5.0f} s", flush=True)
             if codes[one.name] == stage.UNSUPPORTED:
                 return codes
     for leftover in out.glob(".hce-*.tmp"):  # of a stage that was ended while it wrote

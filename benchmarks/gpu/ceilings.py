@@ -2,7 +2,8 @@
 
 Copies count bytes read and written. Matrix rates count two operations per multiply-accumulate, on random operands; the best of
 a library's product and a loop of tensor-core instructions over operands that are already on the chip. The same loop tells
-mma.sync from wgmma: which of the two a kernel got is read from its PTX. Results are verified first.
+mma.sync from wgmma: which of the two a kernel got is read from its PTX. Float32 outside the tensor cores: ffma.py. Results are
+verified first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import triton.language as tl
 from hce_engine.bench.cuda_clocks import FIELDS, ask
 from hce_engine.machine import processor
 
-from . import measure, stage
+from . import ffma, measure, stage
 
 NAME = "machine"
 MEBI = 1 << 20
@@ -178,7 +179,7 @@ def run(document: stage.Document, out: Path, deadline: stage.Deadline) -> int:
     items = [
         stage.Item("environment", 1, environment), stage.Item("copy_gb_s", 8, copy_rate), stage.Item("int8_matrix", 4, int8_matrix),
         stage.Item("bf16_tflops", 4, bf16_matrix), stage.Item("int8_instructions", 20, int8_instructions),
-        stage.Item("int8_tops", 0, partial(int8_rate, document)), stage.Item("graph_node_us", 4, graph_nodes),
+        stage.Item("ffma_tflops", 4, ffma.rate), stage.Item("int8_tops", 0, partial(int8_rate, document)), stage.Item("graph_node_us", 4, graph_nodes),
         stage.Item("launch_us", 2, launch_cost), stage.Item("host_link_gb_s", 3, host_link),
     ]
     return stage.measure(document, items, deadline)

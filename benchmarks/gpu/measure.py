@@ -78,6 +78,25 @@ class Recording:
         return start.elapsed_time(end) * 1000 / len(self.calls)
 
 
+class Replay:
+    """What repeats work on the current stream by itself, the replay of a captured graph above all."""
+
+    def __init__(self, replay: Callable[[], object], warm: int = 2) -> None:
+        self.replay = replay
+        for _ in range(warm):
+            replay()
+        torch.cuda.synchronize()
+
+    def microseconds(self) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        flush()
+        start.record()
+        self.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1000
+
+
 class Live:
     """Calls that are no graph: copies from the host, and what a user of the back end calls."""
 
@@ -95,7 +114,10 @@ class Live:
         return (time.perf_counter() - start) * 1e6
 
 
-def interleave(contenders: Mapping[str, Recording | Live], seconds: float, rounds: int = 21) -> dict[str, dict[str, Any]]:
+Contender = Recording | Replay | Live
+
+
+def interleave(contenders: Mapping[str, Contender], seconds: float, rounds: int = 21) -> dict[str, dict[str, Any]]:
     """Times contenders in turns: ``rounds`` of them, fewer (LEAST_ROUNDS at least) where they would take more than
     ``seconds``. Each round begins with another contender."""
     series: dict[str, list[float]] = {name: [] for name in contenders}
@@ -145,6 +167,13 @@ def check_close(name: str, got: torch.Tensor, expected: torch.Tensor, bound: flo
 def ceilings(out: Path) -> dict[str, float]:
     """What this machine reached (ceilings.py), by name; empty before that was measured."""
     return {key: result["value"] for key, result in stage.read(out, "machine").get("items", {}).items() if "value" in result}
+
+
+def largest_and_mean(got: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
+    """The largest and the mean error of ``got`` against float64, in parts of the largest expected magnitude."""
+    scale = float(expected.abs().max())
+    error = (got.double() - expected.double()).abs()
+    return {"max_error": digits(float(error.max()) / scale, 3), "mean_error": digits(float(error.mean()) / scale, 3)}
 
 
 def bound_us(known: Mapping[str, float], read_written: int, operations: int = 0, rate: str = "int8_tops") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures this checkout on a machine with an NVIDIA GPU: benchmarks/gpu/run.sh OUT [--seconds N] [--only STAGE ...]
-# Needs python3 (or the interpreter that PYTHON names) with torch, triton and pybind11, and no network. Installs the checkout,
+# Needs python3 (or the interpreter that PYTHON names) with torch, triton, pybind11 and click, and no network. Installs the checkout,
 # in place where the interpreter's packages may not be changed. Results and run.log are in OUT; the same call continues.
 set -u
 

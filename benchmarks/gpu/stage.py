@@ -32,7 +32,8 @@ SCHEMA_VERSION = 1
 HELD, FAILED, UNSUPPORTED, POISONED, LATE = 0, 1, 3, 70, 75
 ROOT = Path(__file__).resolve().parents[2]
 # What a result depends on; documentation and tests are not among it.
-SOURCES = ("kernels", "hce_engine/plan/cuda", "hce_engine/backends/cuda", "benchmarks/gpu")
+SOURCES = ("csrc/cuda", "kernels", "hce_engine/plan/cuda", "hce_engine/backends/cuda", "benchmarks/gpu")
+SUFFIXES = (".py", ".cu", ".cpp", ".h")
 SAVE_EVERY = 1.0  # seconds, for items that end more quickly
 # Errors after which a process cannot use its GPU any more.
 STICKY = ("illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure", "illegal instruction")
@@ -53,7 +54,7 @@ class Item:
 def sources_digest() -> str:
     digest = hashlib.sha256()
     for folder in SOURCES:
-        for path in sorted((ROOT / folder).rglob("*.py")):
+        for path in sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES):
             digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
