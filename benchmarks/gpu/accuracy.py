@@ -77,7 +77,8 @@ def evaluated(data: str) -> stage.Result:
             result = json.loads(path.read_text())
             total = result["total"]
             right[device] = {name: member["correct"] for name, member in result["members"].items()}
-    return {"held": right["cpu"] == right["cuda"], "total": total, "right": right}
+    cpu, gpu = (right[device] for device in DEVICES)
+    return {"held": cpu == gpu, "total": total, "right": right}
 
 
 def predicted(data: str) -> stage.Result:
@@ -89,8 +90,9 @@ def predicted(data: str) -> stage.Result:
             command("run", str(SHIPPED), data, "-o", str(path), "--device", device, "--batch", "1024")
             with open(path, newline="") as file:
                 classes[device] = [row[:2] for row in csv.reader(file)]
-    differing = sum(a != b for a, b in zip(classes["cpu"], classes["cuda"], strict=True))
-    return {"held": differing == 0, "rows": len(classes["cpu"]) - 1, "differing": differing}
+    cpu, gpu = (classes[device] for device in DEVICES)
+    differing = sum(a != b for a, b in zip(cpu, gpu, strict=True))
+    return {"held": differing == 0, "rows": len(cpu) - 1, "differing": differing}
 
 
 def items() -> list[stage.Item]:

@@ -50,7 +50,6 @@ class Ours:
         self.program, self.replay = variants.prepared(self.backend, batch)
         self.program.images.copy_(torch.from_numpy(made.images[:batch]))
         self.replay()
-        torch.cuda.synchronize()
 
     def checked(self) -> dict[str, Any]:
         """Raises ArithmeticError where a member is wrong: every image has logits, and the first ones have the right ones."""

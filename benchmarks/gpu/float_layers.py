@@ -32,6 +32,7 @@ SECONDS = 0.5
 BRIEF = 3
 FP32 = KINDS[0]
 Told = dict[str, dict[str, Any]]
+operands_of = Operands.of
 
 
 def fastest(candidates: Iterator[tuple[str, Start]], planned: Planned, bound: Tensor | None) -> tuple[dict[str, Any], Start] | None:
@@ -130,7 +131,7 @@ def anchors(operands: Operands, recordings: dict[str, measure.Contender], told: 
 
 
 def compare(layer: FloatLayer, batch: int, out: Path) -> stage.Result:
-    known, operands = measure.ceilings(out), Operands.of(layer, batch)
+    known, operands = measure.ceilings(out), operands_of(layer, batch)
     recordings: dict[str, measure.Contender] = {}
     told: Told = {}
     cost = ours(operands, recordings, told)

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.gpu import __main__ as driver
 from benchmarks.gpu import accuracy, ensemble, float_layers, goals, names, page, repeats, report, sanitizer, stage
+from hce_engine import cli
 from hce_engine.backends import reference
 from hce_engine.errors import UnsupportedError
 
@@ -147,6 +148,29 @@ def test_logits_of_both_devices_are_compared() -> None:
     for name, value in (("q", np.nextafter(q, 2, dtype=np.float32)), ("s", s + 1), ("ensemble", s), ("s", s * np.nan)):
         assert not accuracy.compared(cpu, {**cuda, name: value}, cuda, ["q", "s"])["held"]
     assert not accuracy.compared(cpu, cuda, cpu, ["q", "s"])["held"]
+
+
+def test_commands_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On devices that are here; the commands run in this process."""
+    def command(*words: str) -> None:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(list(words))
+        assert stopped.value.code == 0
+
+    monkeypatch.setattr(accuracy, "DEVICES", ("cpu", "reference"))
+    monkeypatch.setattr(accuracy, "command", command)
+    records = np.random.default_rng(0).integers(0, 256, (5, 3073), dtype=np.uint8)
+    records[:, 0] = range(5)
+    records.tofile(tmp_path / "test_batch.bin")
+    result = accuracy.evaluated(str(tmp_path))
+    assert result["total"] == 5 and set(result["right"]["cpu"]) == {"q", "s", "o", "ensemble"} and set(result["right"]) == {"cpu", "reference"}
+    predicted = accuracy.predicted(str(tmp_path))
+    assert predicted == {"held": True, "rows": 5, "differing": 0}
+
+
+def test_a_command_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"hce eval nothing\.hce .* ended with code"):
+        accuracy.command("eval", "nothing.hce", "--data", "nowhere")
 
 
 def test_the_report_has_every_stage(out: Path) -> None:

@@ -3,14 +3,18 @@ are checked against, and that a wrong result is found."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu import ensemble, small_shapes, variants
+from benchmarks.gpu import ensemble, float_layers, measure, names, repeats, small_shapes, stage, variants
 from benchmarks.gpu.ensemble_cases import CHECKED, Made
 from benchmarks.gpu.float_graphs import LAYER, of_layer
 from benchmarks.gpu.float_operands import AT, BT, Operands, Planned, register_tiles, winograd_bound, winograd_configs
@@ -92,7 +96,7 @@ def tiny_case() -> Made:
     graph = merge({
         "q": q.finish(q.qconv(q.codes("u4", source=x), 2, stride=(4, 4))),
         "s": s.finish(s.conv(s.conv(y, 9, residual=y), 2, stride=(4, 4))),
-        "o": o.finish(o.conv(o.normalize(), 2, stride=(4, 4))),
+        "o": o.finish(o.conv(o.conv(o.conv(o.normalize(), 32, low=0.0), 32, low=0.0), 2, stride=(4, 4))),
     }, roles={"o": "reference"})
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
     expected = reference.run(graph, images[:CHECKED].transpose(0, 3, 1, 2))
@@ -117,3 +121,82 @@ def test_every_row_of_an_ensemble_is_right(name: str, extension: ModuleType, dev
     got[members[0]][3] = np.nan
     with pytest.raises(ArithmeticError, match="every image"):
         ensemble.verdict(made, members, got)
+
+
+class Counted:
+    """A contender whose times are made up: each call takes a microsecond more than the one before."""
+
+    made = 0
+
+    def __init__(self, calls: Any, warm: int = 0) -> None:
+        self.calls: Sequence[Callable[[], object]] = calls if isinstance(calls, list) else [calls]
+        for call in self.calls:
+            call()
+        Counted.made += 1
+        self.time = 10.0 * Counted.made
+
+    def microseconds(self) -> float:
+        self.time += 1
+        return self.time
+
+
+@pytest.fixture
+def no_clock(monkeypatch: pytest.MonkeyPatch, extension: ModuleType, device: str) -> None:
+    """Contenders run, on the GPU or the host, but are not timed."""
+    for name in ("Recording", "Replay", "Live"):
+        monkeypatch.setattr(measure, name, Counted)
+    monkeypatch.setattr(variants, "backend", partial(variants.backend, device=device, extension=extension))
+    monkeypatch.setattr(float_layers, "Planned", partial(Planned, device=device, extension=extension))
+    monkeypatch.setattr(float_layers, "operands_of", partial(Operands.of, device=device))
+
+
+def ceilings(out: Path) -> None:
+    document = stage.Document(out, "machine", {})
+    document.add("ffma_tflops", {"value": 60.0})
+    document.add("copy_gb_s", {"value": 3000.0})
+    document.save()
+
+
+@pytest.mark.usefixtures("no_clock")
+@pytest.mark.parametrize("layer", [FloatLayer("x", 4, 6, 5, residual=True), FloatLayer("x", 6, 6, 5, groups=6), FloatLayer("x", 12, 10, 1, 1)],
+                         ids=lambda layer: layer.name)
+def test_an_item_of_float_layers(layer: FloatLayer, tmp_path: Path) -> None:
+    ceilings(tmp_path)
+    result = float_layers.compare(layer, 32, tmp_path)
+    told = result["contenders"]
+    assert result["held"] and result["macs"] == 32 * layer.macs and result["walked"] >= result["macs"]
+    assert "median_us" in told["direct"] and set(told) >= set(variants.VARIANTS)
+    timed = {name for name, r in told.items() if "median_us" in r}
+    assert set(result["percent_of_ffma"]) == timed and all("max_error" in told[name] for name in timed)
+    assert timed & {"cuDNN fp32 NCHW", "cuBLAS fp32"} and result["speedup_over_cudnn"] > 0
+    assert ("F(4x4)" in timed) == (layer.groups == 1 and not layer.linear)
+
+
+@pytest.mark.usefixtures("no_clock")
+def test_an_item_of_ensembles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ceilings(tmp_path)
+    case = next(iter(names.CASES.values()))
+    monkeypatch.setattr(ensemble, "make", lambda case: tiny_case())
+    asked: list[str] = []
+    monkeypatch.setattr(ensemble, "anchor", lambda made, batch, kind, variant, device, host, told: asked.append(f"{kind.name} {variant}"))
+    result = ensemble.compare(case, 4, (), tmp_path)
+    assert result["held"] and set(result["contenders"]) == set(ensemble.rows())
+    assert asked == ["fp32 fused", "tf32 fused", "fp16 fused", "bf16 fused"]
+    assert set(result["overlap"]) == set(variants.CHOSEN_MODES) - {"sequential"} and set(result["realised"]) >= {"q", "s direct", "ensemble sequential"}
+    direct = result["contenders"]["s direct"]
+    assert direct["ffma_bound_us"] > 0 and direct["percent_of_ffma"] > 0 and direct["images_per_s"] > 0
+    assert {"host", "host_several"} <= set(result["contenders"]["ensemble sequential"])
+    compiled = ensemble.compare(case, 4, (("fp32", "compile"),), tmp_path)
+    assert asked[4:] == ["fp32 compile"] and all(name.startswith("ensemble ") for name in compiled["contenders"])
+
+
+@pytest.mark.usefixtures("no_clock")
+def test_an_item_of_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "make", lambda case: tiny_case())
+    monkeypatch.setattr(repeats, "REPEATS", 2)
+    monkeypatch.setattr(repeats, "BATCH", 2)
+    document = stage.Document(tmp_path, "repeats", {})
+    items = repeats.items(document)
+    assert len(items) == len(variants.MODES) + len(variants.COMPENSATED) * (1 + len(variants.CHOSEN_MODES))
+    assert stage.measure(document, [*items[: len(variants.MODES)], items[-1]], stage.Deadline(1e12)) == stage.HELD
+    assert all(result["differing"] == 0 and len(result["digests"]) == 3 for result in document.items.values())
