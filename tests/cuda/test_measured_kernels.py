@@ -16,14 +16,12 @@ import torch
 
 from benchmarks.gpu import ensemble, float_layers, measure, names, repeats, small_shapes, stage, variants
 from benchmarks.gpu.ensemble_cases import CHECKED, Made
-from benchmarks.gpu.float_graphs import LAYER, of_layer
 from benchmarks.gpu.float_operands import AT, BT, Operands, Planned, register_tiles, winograd_bound, winograd_configs
 from benchmarks.gpu.float_shapes import FloatLayer
 from hce_engine import _cuda_native
 from hce_engine.backends import reference
 from hce_engine.graph import merge
-from hce_engine.plan.cuda.ensemble_plan import build_ensemble_plan
-from hce_engine.plan.cuda.lanes_select import CONV_CHANNELS, CONV_WARPS
+from hce_engine.plan.cuda.lanes_select import CONV_CHANNELS, CONV_WARPS, conv_config
 from tests.backends.graphs import GraphBuilder
 
 from . import test_winograd
@@ -42,8 +40,7 @@ def device(cuda_device: str) -> str:
 
 
 def test_configurations_fit_the_kernels(host_cuda: ModuleType) -> None:
-    (part,) = build_ensemble_plan(of_layer(FloatLayer("x", 64, 27, 8)), 64).parts
-    own = next(step.config for step in part.steps if LAYER in step.nodes)
+    own = conv_config(27, 1, 576, 2 * 8, 8)
     found = register_tiles(own, 27, 1, 576)
     assert found[0] == own and len(set(found)) == len(found) > 3
     for config in found:
@@ -96,7 +93,7 @@ def tiny_case() -> Made:
     graph = merge({
         "q": q.finish(q.qconv(q.codes("u4", source=x), 2, stride=(4, 4))),
         "s": s.finish(s.conv(s.conv(y, 9, residual=y), 2, stride=(4, 4))),
-        "o": o.finish(o.conv(o.conv(o.conv(o.normalize(), 32, low=0.0), 32, low=0.0), 2, stride=(4, 4))),
+        "o": o.finish(o.conv(o.conv(o.conv(o.normalize(), 16, low=0.0), 16, low=0.0), 2, stride=(4, 4))),
     }, roles={"o": "reference"})
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
     expected = reference.run(graph, images[:CHECKED].transpose(0, 3, 1, 2))
@@ -177,16 +174,17 @@ def test_an_item_of_ensembles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ceilings(tmp_path)
     case = next(iter(names.CASES.values()))
     monkeypatch.setattr(ensemble, "make", lambda case: tiny_case())
+    monkeypatch.setattr(ensemble, "CALLS", 2)
     asked: list[str] = []
     monkeypatch.setattr(ensemble, "anchor", lambda made, batch, kind, variant, device, host, told: asked.append(f"{kind.name} {variant}"))
-    result = ensemble.compare(case, 4, (), tmp_path)
+    result = ensemble.compare(case, 2, (), tmp_path)
     assert result["held"] and set(result["contenders"]) == set(ensemble.rows())
     assert asked == ["fp32 fused", "tf32 fused", "fp16 fused", "bf16 fused"]
     assert set(result["overlap"]) == set(variants.CHOSEN_MODES) - {"sequential"} and set(result["realised"]) >= {"q", "s direct", "ensemble sequential"}
     direct = result["contenders"]["s direct"]
     assert direct["ffma_bound_us"] > 0 and direct["percent_of_ffma"] > 0 and direct["images_per_s"] > 0
     assert {"host", "host_several"} <= set(result["contenders"]["ensemble sequential"])
-    compiled = ensemble.compare(case, 4, (("fp32", "compile"),), tmp_path)
+    compiled = ensemble.compare(case, 1, (("fp32", "compile"),), tmp_path)
     assert asked[4:] == ["fp32 compile"] and all(name.startswith("ensemble ") for name in compiled["contenders"])
 
 
