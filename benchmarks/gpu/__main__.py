@@ -38,10 +38,10 @@ def module(name: str) -> tuple[str, ...]:
 
 # What is right first, then what is wanted most; what the first call leaves, the next one has the time for.
 STAGES = (
-    Stage("machine", module("ceilings"), 40), Stage("tests", module("suite"), 100), Stage("accuracy", module("accuracy"), 25),
-    Stage("repeats", module("repeats"), 25), Stage("equality", module("equality"), 55), Stage("tune", module("tune"), 45),
-    Stage("float_layers", module("float_layers"), 70), Stage("ensemble", module("ensemble"), 150), Stage("sanitizer", module("sanitizer"), 60),
-    Stage("members", module("members"), 40), Stage("layers", module("layers"), 30), Stage("gemm", module("gemm"), 30),
+    Stage("machine", module("ceilings"), 60), Stage("tests", module("suite"), 95), Stage("accuracy", module("accuracy"), 45),
+    Stage("repeats", module("repeats"), 45), Stage("equality", module("equality"), 50), Stage("tune", module("tune"), 45),
+    Stage("float_layers", module("float_layers"), 80), Stage("ensemble", module("ensemble"), 170), Stage("sanitizer", module("sanitizer"), 90),
+    Stage("members", module("members"), 30), Stage("layers", module("layers"), 20), Stage("gemm", module("gemm"), 20),
 )
 GRACE = 10.0  # seconds that a stage may overrun before it is ended
 LEAST = 10.0  # seconds below which no stage is begun

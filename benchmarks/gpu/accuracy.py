@@ -96,11 +96,11 @@ def predicted(data: str) -> stage.Result:
 
 
 def items() -> list[stage.Item]:
-    found = [stage.Item("logits", 20, logits)]
+    found = [stage.Item("logits", 12, logits)]
     data = os.environ.get("HCE_DATA")
     if data:
         data = str(Path(data).resolve())
-        found += [stage.Item("hce eval", 40, partial(evaluated, data)), stage.Item("hce run", 40, partial(predicted, data))]
+        found += [stage.Item("hce eval", 15, partial(evaluated, data)), stage.Item("hce run", 12, partial(predicted, data))]
     return found
 
 

@@ -177,10 +177,10 @@ def host_link() -> stage.Result:
 
 def run(document: stage.Document, out: Path, deadline: stage.Deadline) -> int:
     items = [
-        stage.Item("environment", 1, environment), stage.Item("copy_gb_s", 8, copy_rate), stage.Item("int8_matrix", 4, int8_matrix),
-        stage.Item("bf16_tflops", 4, bf16_matrix), stage.Item("int8_instructions", 20, int8_instructions),
-        stage.Item("ffma_tflops", 4, ffma.rate), stage.Item("int8_tops", 0, partial(int8_rate, document)), stage.Item("graph_node_us", 4, graph_nodes),
-        stage.Item("launch_us", 2, launch_cost), stage.Item("host_link_gb_s", 3, host_link),
+        stage.Item("environment", 1, environment), stage.Item("copy_gb_s", 8, copy_rate), stage.Item("ffma_tflops", 4, ffma.rate),
+        stage.Item("int8_matrix", 4, int8_matrix), stage.Item("int8_instructions", 20, int8_instructions),
+        stage.Item("int8_tops", 0, partial(int8_rate, document), "int8_instructions"), stage.Item("bf16_tflops", 4, bf16_matrix),
+        stage.Item("graph_node_us", 4, graph_nodes), stage.Item("launch_us", 2, launch_cost), stage.Item("host_link_gb_s", 3, host_link),
     ]
     return stage.measure(document, items, deadline)
 

@@ -56,7 +56,7 @@ def compared(result: stage.Result, document: stage.Document) -> stage.Result:
 
 def items(document: stage.Document) -> list[stage.Item]:
     rows = [(mode, variants.PLAIN) for mode in MODES] + [(mode, variant) for variant in variants.COMPENSATED for mode in (AUTO, *variants.CHOSEN_MODES)]
-    return [stage.Item(f"{variant}, {mode}", 10, partial(repeat, mode, variant, document)) for mode, variant in rows]
+    return [stage.Item(f"{variant}, {mode}", 6, partial(repeat, mode, variant, document)) for mode, variant in rows]
 
 
 def run(document: stage.Document, out: Path, deadline: stage.Deadline) -> int:

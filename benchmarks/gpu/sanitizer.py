@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -20,7 +21,9 @@ from . import stage
 NAME = "sanitizer"
 TOOL = "compute-sanitizer"
 TOOLS = {"memcheck": [], "racecheck": ["--racecheck-report", "all"], "initcheck": [], "synccheck": []}
-SECONDS = {"memcheck": 90.0, "racecheck": 90.0, "initcheck": 60.0, "synccheck": 60.0}
+SECONDS = 90.0  # that a tool may take
+LEAST = 40.0  # below which none is begun
+MARGIN = 3.0  # to write a result before the stage is ended
 ERRORS = 99  # the exit code for what the tool found
 REFUSED = re.compile(r"Device not supported|not supported on this|Unable to find injection|Failed to initialize|Target application terminated before first")
 SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)s?(?: displayed \((\d+) errors?, (\d+) warnings?\))?")
@@ -30,18 +33,25 @@ def find() -> str | None:
     return shutil.which(TOOL) or shutil.which(TOOL, path="/usr/local/cuda/bin")
 
 
-def check(tool: str, seconds: float) -> stage.Result:
+def check(tool: str, deadline: stage.Deadline) -> stage.Result:
     program = find()
     if program is None:
         return {"why": f"{TOOL} was not found"}
     command = [program, "--tool", tool, "--error-exitcode", str(ERRORS), "--print-limit", "20", *TOOLS[tool], sys.executable, "-m",
                "benchmarks.gpu.small_shapes"]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "HCE_GPU_NAME": stage.gpu_name()}
+    limit = min(SECONDS, deadline.left() - MARGIN)
+    process = subprocess.Popen(command, cwd=stage.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
     try:
-        done = subprocess.run(command, cwd=stage.ROOT, env=environment, capture_output=True, text=True, check=False, timeout=seconds)
+        output, errors = process.communicate(timeout=max(limit, 0))
     except subprocess.TimeoutExpired:
-        return {"held": False, "error": f"no end within {seconds:.0f} s"}
-    return outcome(done.returncode, done.stdout, done.stderr)
+        os.killpg(process.pid, signal.SIGKILL)  # the program under the tool too
+        process.communicate()
+        if limit < SECONDS:
+            raise stage.Late from None
+        return {"held": False, "error": f"no end within {SECONDS:.0f} s"}
+    return outcome(process.returncode, output, errors)
 
 
 def outcome(code: int, output: str, errors: str) -> stage.Result:
@@ -68,12 +78,12 @@ def reason(found: stage.Result) -> str:
     return f"not started: {', '.join(found['missing'])}" if found["missing"] else f"exit code {found['exit_code']}"
 
 
-def items() -> list[stage.Item]:
-    return [stage.Item(tool, SECONDS[tool] / 2, partial(check, tool, SECONDS[tool])) for tool in TOOLS]
+def items(deadline: stage.Deadline) -> list[stage.Item]:
+    return [stage.Item(tool, LEAST, partial(check, tool, deadline)) for tool in TOOLS]
 
 
 def run(document: stage.Document, out: Path, deadline: stage.Deadline) -> int:
-    return stage.measure(document, items(), deadline)
+    return stage.measure(document, items(deadline), deadline)
 
 
 if __name__ == "__main__":

@@ -44,11 +44,16 @@ Result = dict[str, Any]
 @dataclass(frozen=True)
 class Item:
     """key: unique in the stage.  seconds: what it may take; it is not begun with less left.  measure: gives its result,
-    ``{"held": False, ...}`` where something that must hold does not."""
+    ``{"held": False, ...}`` where something that must hold does not.  needs: the key of an item whose result it reads."""
 
     key: str
     seconds: float
     measure: Callable[[], Result]
+    needs: str = ""
+
+
+class Late(Exception):
+    """Raised by an item that the end of the time cut short: it has no result yet."""
 
 
 def sources_digest() -> str:
@@ -160,7 +165,7 @@ def measure(document: Document, items: Sequence[Item], deadline: Deadline) -> in
     late: list[str] = []
     for position, item in enumerate(waiting):
         rest = [later.key for later in waiting[position + 1 :]]
-        if deadline.left() < item.seconds:
+        if deadline.left() < item.seconds or (item.needs and item.needs not in document.items):
             late.append(item.key)
             continue
         document.content["pending"] = [*late, item.key, *rest]
@@ -168,6 +173,9 @@ def measure(document: Document, items: Sequence[Item], deadline: Deadline) -> in
         poisoned = False
         try:
             result = item.measure()
+        except Late:
+            late.append(item.key)
+            continue
         except Exception as error:
             result, poisoned = failure(error), sticky(error)
             print(f"{item.key}: {result['error']}", flush=True)

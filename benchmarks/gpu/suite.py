@@ -21,7 +21,9 @@ from pathlib import Path
 from . import stage
 
 NAME = "tests"
-FOLDERS = ("tests/kernels", "tests/backends", "tests/cuda", "tests/training/test_cuda_graph.py")
+FOLDERS = ("tests/cuda", "tests/kernels", "tests/backends", "tests/training/test_cuda_graph.py")
+# Of compilers and of threads on the host: a GPU adds nothing to what CI says of them.
+WITHOUT_A_GPU = ("tests/cuda/test_build.py", "tests/cuda/test_host_kernels.py", "tests/cuda/test_host_module.py", "tests/cuda/test_winograd.py")
 MARGIN = 5.0  # seconds to end pytest and write
 WORKERS = 8
 GOOD = (0, 1, 5)  # all passed, some failed, none left to run: what any other code means, no count would show
@@ -45,8 +47,8 @@ def pytest(document: stage.Document, deadline: stage.Deadline, options: Sequence
         outcomes, known = Path(folder) / "outcomes", Path(folder) / "known"
         known.write_text(json.dumps(sorted(document.items)))
         environment = {**os.environ, "HCE_TEST_OUTCOMES": str(outcomes), "HCE_TEST_KNOWN": str(known)}
-        command = [sys.executable, "-m", "pytest", *(f for f in FOLDERS if (stage.ROOT / f).exists()), "-q", "--tb=short", "-p", "benchmarks.gpu.outcomes",
-                   "-p", "no:cacheprovider", *options]
+        command = [sys.executable, "-m", "pytest", *(f for f in FOLDERS if (stage.ROOT / f).exists()), *(f"--ignore={f}" for f in WITHOUT_A_GPU),
+                   "-q", "--tb=short", "-p", "benchmarks.gpu.outcomes", "-p", "no:cacheprovider", *options]
         process = subprocess.Popen(command, cwd=stage.ROOT, env=environment, start_new_session=True)
         while process.poll() is None and deadline.left() > MARGIN:
             time.sleep(1)

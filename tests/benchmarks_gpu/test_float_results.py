@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,21 @@ def test_the_sanitizer_is_believed_and_a_missing_one_claims_nothing(monkeypatch:
     broken = sanitizer.outcome(1, "Traceback", "ERROR SUMMARY: 0 errors")
     assert not broken["held"] and "without a summary" in broken["error"]
     monkeypatch.setattr(sanitizer, "find", lambda: None)
-    assert sanitizer.check("memcheck", 1.0) == {"why": "compute-sanitizer was not found"}
+    assert sanitizer.check("memcheck", stage.Deadline(0)) == {"why": "compute-sanitizer was not found"}
+
+
+def test_a_tool_that_the_end_of_the_time_cuts_short_has_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tmp_path / "compute-sanitizer"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(sanitizer, "find", lambda: str(slow))
+    monkeypatch.setattr(sanitizer, "LEAST", 0.0)
+    monkeypatch.setattr(sanitizer, "MARGIN", 0.0)
+    document, deadline = stage.Document(tmp_path, "sanitizer", {}), stage.Deadline(time.time() + 0.3)
+    assert stage.measure(document, sanitizer.items(deadline), deadline) == stage.LATE
+    assert not document.items and document.content["pending"] == list(sanitizer.TOOLS)
+    monkeypatch.setattr(sanitizer, "SECONDS", 0.1)
+    assert sanitizer.check("memcheck", stage.Deadline(time.time() + 9)) == {"held": False, "error": "no end within 0 s"}
 
 
 def test_repeats_are_compared_between_modes() -> None:

@@ -64,7 +64,7 @@ def test_cases_have_members_for_every_batch(case: str) -> None:
 def test_every_stage_has_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HCE_DATA", str(tmp_path))
     stages = {
-        "float_layers": float_layers.items(tmp_path), "ensemble": ensemble.items(tmp_path), "sanitizer": sanitizer.items(),
+        "float_layers": float_layers.items(tmp_path), "ensemble": ensemble.items(tmp_path), "sanitizer": sanitizer.items(stage.Deadline(0)),
         "repeats": repeats.items(stage.Document(tmp_path, "repeats", {})), "accuracy": accuracy.items(),
     }
     for items in stages.values():

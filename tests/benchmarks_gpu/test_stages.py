@@ -76,6 +76,14 @@ def test_a_stage_past_its_deadline_is_ended_and_keeps_what_it_has(tmp_path: Path
     assert driver.verdict(list(codes.values())) == stage.LATE
 
 
+def test_an_item_waits_for_what_it_needs(tmp_path: Path) -> None:
+    document = stage.Document(tmp_path, "x", {})
+    items = [stage.Item("long", 1e6, dict), stage.Item("after", 0, dict, "long"), stage.Item("free", 0, dict)]
+    assert stage.measure(document, items, stage.Deadline(time.time() + 9)) == stage.LATE
+    assert set(document.items) == {"free"} and document.content["pending"] == ["long", "after"]
+    assert stage.measure(document, items, stage.Deadline(time.time() + 2e6)) == stage.HELD and set(document.items) == {"long", "after", "free"}
+
+
 def test_results_of_other_sources_are_not_continued(tmp_path: Path) -> None:
     first = stage.Document(tmp_path, "x", {"gpu": "one"})
     first.add("a", {"held": True})
