@@ -49,7 +49,8 @@ class Ours:
     def __init__(self, made: Made, names: tuple[str, ...], batch: int, variant: str, mode: str = AUTO) -> None:
         self.made, self.names, self.batch = made, names, batch
         self.backend = variants.backend(made.only(*names), batch, variant, mode)
-        self.program, self.replay = variants.prepared(self.backend, batch)
+        bucket = variants.prepared(self.backend, batch)
+        self.program, self.replay, self.way = bucket.program, bucket.replay, str(bucket.way)
         self.program.images.copy_(torch.from_numpy(made.images[:batch]))
         self.replay()
 
@@ -59,8 +60,8 @@ class Ours:
         return verdict(self.made, self.names, got)
 
     def details(self, known: dict[str, float]) -> dict[str, Any]:
-        plans = [part.plan for part in getattr(self.program, "parts", [self.program])]
-        found: dict[str, Any] = {"launches": sum(plan.launches for plan in plans), "bytes": sum(plan.cost.bytes for plan in plans)}
+        plans = [part.plan for part in self.program.parts]
+        found: dict[str, Any] = {"way": self.way, "launches": sum(plan.launches for plan in plans), "bytes": sum(plan.cost.bytes for plan in plans)}
         floats = [plan for plan in plans if isinstance(plan, LanesPlan)]
         if floats and len(floats) == len(plans) and "ffma_tflops" in known:
             walked = sum(plan.cost.walked for plan in floats)

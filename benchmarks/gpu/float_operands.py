@@ -147,7 +147,7 @@ class Planned:
         self.operands, self.variant = operands, variant
         batch = len(operands.images)
         self.backend = variants.backend(operands.graph, batch, variant, device=device, extension=extension)
-        program, _ = variants.prepared(self.backend, batch)
+        program: Any = variants.prepared(self.backend, batch).program
         (self.part,) = program.parts
         program.images.copy_(operands.images)
         self.device, self.images = self.backend.runtime.device, program.images

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .goals import NOT_MEASURED, fastest_ensemble, goals, speedup
+from .goals import ENSEMBLE, NOT_MEASURED, fastest_ensemble, goals, speedup
 from .names import CASES, COMPENSATED, DIRECT, ENSEMBLE_BATCHES, NHWC, PLAIN, plain_key
 
 SCHEMA_VERSION = 1
@@ -96,7 +96,9 @@ def ensemble(items: Items, case: str, batch: int) -> str:
                     "realised share"], rows)]
     overlap = items.get(plain_key(case, batch), {}).get("overlap", {})
     if overlap:
-        lines.append("Overlap: " + ", ".join(f"{mode} {value:.2f}" for mode, value in overlap.items()) + ".")
+        told = items[plain_key(case, batch)]["contenders"]
+        ways = {mode: told.get(f"{ENSEMBLE}{mode}", {}).get("way", mode) for mode in overlap}
+        lines.append("Overlap: " + "; ".join(f"{ways[mode]} {value:.2f}" for mode, value in overlap.items()) + ".")
     for kind in ("fp32", "tf32"):
         ratio, best = speedup(items, kind, case, batch), fastest_ensemble(items, plain_key(case, batch))
         if ratio is not None and best is not None:

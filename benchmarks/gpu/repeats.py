@@ -26,7 +26,8 @@ CASE = CASES["resnet20 shipped"]
 def repeat(mode: str, variant: str, document: stage.Document) -> stage.Result:
     made = make(CASE)
     backend = variants.backend(made.only("q", "s"), BATCH, variant, mode)
-    program, replay = variants.prepared(backend, BATCH)
+    bucket = variants.prepared(backend, BATCH)
+    program, replay = bucket.program, bucket.replay
     images, others = (torch.from_numpy(made.images[i * BATCH : (i + 1) * BATCH]).to(program.images.device) for i in (0, 1))
     program.images.copy_(images)
     replay()
@@ -42,7 +43,7 @@ def repeat(mode: str, variant: str, document: stage.Document) -> stage.Result:
         for name, logits in program.logits.items():
             differing += (logits.view(torch.int32) != first[name].view(torch.int32)).sum()
     digests = {name: hashlib.sha256(logits.cpu().numpy().tobytes()).hexdigest()[:16] for name, logits in first.items()}
-    result = {"repeats": REPEATS, "differing": int(differing), "digests": digests, "variant": variant}
+    result = {"repeats": REPEATS, "differing": int(differing), "digests": digests, "variant": variant, "way": str(bucket.way)}
     return result | compared(result, document)
 
 

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from hce_engine.backends.cuda import backend as backends
 from hce_engine.backends.cuda.backend import CudaBackend
-from hce_engine.backends.cuda.ensemble import AUTO, MODES, SEQUENTIAL
 from hce_engine.backends.cuda.gpu import GpuRuntime
+from hce_engine.backends.cuda.modes import AUTO, MODES, SEQUENTIAL, Prepared
 from hce_engine.graph import Graph
 
 from . import names
@@ -62,21 +60,18 @@ def backend(
     return made
 
 
-def prepared(made: CudaBackend, batch: int) -> tuple[Any, Callable[[], object]]:
-    """(program, replay) of the bucket of ``batch`` images: a program has static ``images`` and ``logits``, and one of an
-    ensemble has ``parts``, each with a ``plan`` of steps and as many ``launches``, which take a stream."""
+def prepared(made: CudaBackend, batch: int) -> Prepared:
+    """The bucket of ``batch`` images: what replays it, how it runs, and its program, which has static ``images`` and ``logits``; of
+    float ``parts`` of it, ``plan.steps`` and ``launches`` stand side by side."""
     made.warm_up([batch])
-    bucket = made._buckets[(made.members, batch)]
-    return bucket.program, bucket.replay
+    return made._buckets[(made.members, batch)]
 
 
 class EagerRuntime(GpuRuntime):
     """Launches one by one instead of a graph of them: a report of a tool then names the kernel, and no graph's memory stands
     between."""
 
-    def prepare(self, run: Callable[[], None]) -> Callable[[], None]:
-        run()
-        torch.cuda.synchronize(self.index)
+    def graph(self, run: Callable[[], None], stream: Any) -> Callable[[], None]:
         return run
 
 

@@ -104,9 +104,10 @@ def tiny_case() -> Made:
 def test_every_row_of_an_ensemble_is_right(name: str, extension: ModuleType, device: str) -> None:
     made, (members, variant, mode) = tiny_case(), ensemble.rows()[name]
     backend = variants.backend(made.only(*members), 4, variant, mode, device, extension)
-    program, replay = variants.prepared(backend, 4)
+    bucket = variants.prepared(backend, 4)
+    program = bucket.program
     program.images.copy_(torch.from_numpy(made.images))
-    replay()
+    bucket.replay()
     got = {key: logits.cpu().numpy().copy() for key, logits in program.logits.items()}
     ensemble.verdict(made, members, got)
     for member in (*members, "ensemble"):
