@@ -32,7 +32,7 @@ RELATIVE = 1e-4  # of the largest logit; the sums are short
 LAYERS = (
     FloatLayer("odd", 3, 9, 7), FloatLayer("odd", 5, 7, 9, 3, 2), FloatLayer("odd", 9, 17, 5, 1, residual=True),
     FloatLayer("odd", 7, 16, 6, residual=True), FloatLayer("odd", 6, 6, 7, 3, 1, 6), FloatLayer("odd", 6, 9, 5, 3, 1, 3),
-    FloatLayer("odd", 33, 11, 1, 1), FloatLayer("odd", 65, 10, 5), FloatLayer("odd", 16, 32, 8), FloatLayer("odd", 64, 64, 8, residual=True),
+    FloatLayer("odd", 33, 11, 1, 1), FloatLayer("odd", 65, 10, 3), FloatLayer("odd", 16, 32, 8), FloatLayer("odd", 64, 64, 8, residual=True),
 )
 
 

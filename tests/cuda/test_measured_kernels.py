@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu import ensemble, float_layers, measure, names, repeats, small_shapes, stage, variants
+from benchmarks.gpu import (
+    ensemble,
+    float_layers,
+    float_operands,
+    measure,
+    names,
+    repeats,
+    small_shapes,
+    stage,
+    variants,
+)
 from benchmarks.gpu.ensemble_cases import CHECKED, Made
 from benchmarks.gpu.float_operands import AT, BT, Operands, Planned, register_tiles, winograd_bound, winograd_configs
 from benchmarks.gpu.float_shapes import FloatLayer
@@ -76,8 +86,9 @@ def test_every_kernel_runs_on_small_shapes(extension: ModuleType, device: str, m
     monkeypatch.setattr(small_shapes, "LAYERS", small_shapes.LAYERS[:-2])  # those are for tiles of tensor cores; slow on the host
     monkeypatch.setattr(small_shapes, "BATCH", 32)
     monkeypatch.setattr(small_shapes, "IMAGES", 5)
+    monkeypatch.setattr(float_operands, "TILES", 3)
     found = small_shapes.run_all(device, extension)
-    assert found["wrong"] == [] and found["missing"] == [] and found["checks"] > 60
+    assert found["wrong"] == [] and found["missing"] == [] and found["checks"] > 50
     assert {"conv2d_f32", "winograd_f32", "ensemble_mean", "pool_f32", "load_images"} <= set(found["started"])
 
 
@@ -176,10 +187,12 @@ def test_an_item_of_ensembles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     case = next(iter(names.CASES.values()))
     monkeypatch.setattr(ensemble, "make", lambda case: tiny_case())
     monkeypatch.setattr(ensemble, "CALLS", 2)
+    rows = {name: row for name, row in ensemble.rows().items() if row[1] not in variants.COMPENSATED}  # tensor cores are slow on the host
+    monkeypatch.setattr(ensemble, "rows", lambda: rows)
     asked: list[str] = []
     monkeypatch.setattr(ensemble, "anchor", lambda made, batch, kind, variant, device, host, told: asked.append(f"{kind.name} {variant}"))
     result = ensemble.compare(case, 2, (), tmp_path)
-    assert result["held"] and set(result["contenders"]) == set(ensemble.rows())
+    assert result["held"] and set(result["contenders"]) == set(rows)
     assert asked == ["fp32 fused", "tf32 fused", "fp16 fused", "bf16 fused"]
     assert set(result["overlap"]) == set(variants.CHOSEN_MODES) - {"sequential"} and set(result["realised"]) >= {"q", "s direct", "ensemble sequential"}
     direct = result["contenders"]["s direct"]
@@ -197,5 +210,5 @@ def test_an_item_of_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     document = stage.Document(tmp_path, "repeats", {})
     items = repeats.items(document)
     assert len(items) == len(variants.MODES) + len(variants.COMPENSATED) * (1 + len(variants.CHOSEN_MODES))
-    assert stage.measure(document, [*items[: len(variants.MODES)], items[-1]], stage.Deadline(1e12)) == stage.HELD
+    assert stage.measure(document, [*items[:2], items[-1]], stage.Deadline(1e12)) == stage.HELD
     assert all(result["differing"] == 0 and len(result["digests"]) == 3 for result in document.items.values())
