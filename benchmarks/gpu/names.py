@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hce_engine.arithmetic import SPLIT_ARITHMETICS
+
 from .float_shapes import RATIO
 
 DIRECT, PLAIN, NHWC = "direct", "plain", "nhwc"  # float32; variants.py says what they are
-COMPENSATED = ("tf32x3", "fp16x3", "bf16x3")
+COMPENSATED = SPLIT_ARITHMETICS
 ENSEMBLE_BATCHES = (4096, 1024, 8192, 256)
 
 

@@ -205,8 +205,8 @@ def test_costs_add_up() -> None:
     assert part_bounds(large, GPUS["h200"])[2].seconds == pytest.approx(2 * large.steps[2].cost.walked / 67e12)
 
 
-def test_every_gpu_has_both_rates() -> None:
-    assert {gpu.name for gpu in GPUS.values()} == set(ensembles.FFMA)
+def test_every_gpu_has_all_rates() -> None:
+    assert {gpu.name for gpu in GPUS.values()} == set(ensembles.FFMA) == set(ensembles.TENSOR_CORES)
     h100, h200 = GPUS["h100"], GPUS["h200"]  # one processor, two memories
     assert (h100.int8, ensembles.FFMA[h100.name]) == (h200.int8, ensembles.FFMA[h200.name]) and h100.bandwidth < h200.bandwidth
 

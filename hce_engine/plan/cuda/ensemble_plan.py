@@ -35,6 +35,7 @@ FFMA = {"NVIDIA H200": 67e12, "NVIDIA H100 80GB HBM3": 67e12, "NVIDIA A100-SXM4-
 # On tensor cores, dense; of the same sources. A convolution with split operands executes PRODUCTS of each multiply-accumulate.
 TENSOR_CORES = {
     "NVIDIA H200": {"tf32x3": 495e12, "fp16x3": 989e12, "bf16x3": 989e12},
+    "NVIDIA H100 80GB HBM3": {"tf32x3": 495e12, "fp16x3": 989e12, "bf16x3": 989e12},
     "NVIDIA A100-SXM4-80GB": {"tf32x3": 156e12, "fp16x3": 312e12, "bf16x3": 312e12},
     "NVIDIA B200": {"tf32x3": 1125e12, "fp16x3": 2250e12, "bf16x3": 2250e12},
 }
