@@ -172,7 +172,7 @@ class Planned:
         layer, (step, *_) = self.operands.layer, self.steps
         if "winograd" in step.kernel:
             return winograd_bound(self.operands, step.config.output)  # type: ignore[union-attr]
-        return self.operands.magnitude * variants.error_factor(self.variant, layer.taps)
+        return self.operands.magnitude * variants.error_factor(self.variant, layer.kernel**2, layer.channels // layer.groups)
 
     def checked(self, instead: Start | None = None, bound: Tensor | None = None) -> dict[str, Any]:
         """Runs the whole program, ``instead`` in place of the layer's launches, and compares its outputs."""

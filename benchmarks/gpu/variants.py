@@ -15,6 +15,7 @@ from hce_engine.backends.cuda.backend import CudaBackend
 from hce_engine.backends.cuda.gpu import GpuRuntime
 from hce_engine.backends.cuda.modes import AUTO, MODES, SEQUENTIAL, Prepared
 from hce_engine.graph import Graph
+from hce_engine.plan.cuda.split_weights import step_count
 
 from . import names
 from .names import DIRECT, NHWC, PLAIN
@@ -31,22 +32,27 @@ COMPENSATED = {name: {"convolution": "auto", "arithmetic": name, "layout": "auto
 VARIANTS = IEEE | COMPENSATED
 CHOSEN_MODES = tuple(mode for mode in MODES if mode != AUTO)
 
-# Unit roundoff of the type in which compensated modes multiply; an operand is the sum of two such numbers.
-ROUNDOFF = {"tf32x3": 2.0**-11, "fp16x3": 2.0**-11, "bf16x3": 2.0**-8}
+# docs/NUMERICS.md, convolutions with split operands: l, e, and the terms of a step. The error of a tensor core's sum of K terms counts as
+# 2 (K + 2) roundings.
+SPLIT = {"tf32x3": (2.0**-11, 2.0**-23, 8), "fp16x3": (2.0**-11, 2.0**-23, 16), "bf16x3": (2.0**-8, 2.0**-17, 16)}
 
 
-def error_factor(variant: str, taps: int) -> float:
-    """A bound of the error of one output of a direct sum, in parts of |bias| + sum |w||x| + |residual|.
+def gamma(n: float) -> float:
+    return n * 2.0**-24 / (1 - n * 2.0**-24)
 
-    ieee: gamma of a rounding per tap, the residual, and the bias. Compensated: representing both operands as sums of two
-    numbers and leaving out the product of the small parts are three errors of (2 u)^2 at most, where the split truncates;
-    each of three times ``taps`` additions errs by 2^-23 at most, where an accumulator truncates.
-    """
+
+def error_factor(variant: str, taps: int, inputs: int) -> float:
+    """A bound of the error of one output of a direct sum over ``taps`` pixels of ``inputs`` channels, in parts of |bias| + sum |w||x| +
+    |residual|: docs/NUMERICS.md, in float32 with one more rounding for the residual; what fp16x3 adds is 2^-35 for values of order one."""
     if variant in IEEE:
-        n = (taps + 2) * 2.0**-24
-        return n / (1 - n)
-    n = (3 * taps + 3) * 2.0**-23
-    return 3 * (2 * ROUNDOFF[variant]) ** 2 + n / (1 - n)
+        return gamma(taps * inputs + 2)
+    high, both, terms = SPLIT[variant]
+    roundings = step_count(taps, inputs, variant) * 2 * (terms + 2)
+    if variant == "bf16x3":
+        summed = (1 + high) ** 4 * gamma(3 * roundings)
+    else:
+        summed = (1 + high) ** 2 * (gamma(roundings) + 2 * high * gamma(2 * roundings))
+    return (2 * both + high**2) * (1 + 4 * high) + summed + gamma(3) * (1 + 4 * high)
 
 
 def backend(

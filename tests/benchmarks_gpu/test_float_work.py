@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.gpu import (
@@ -23,6 +24,7 @@ from benchmarks.gpu import (
 from hce_engine import artifact
 from hce_engine.ledger import node_macs
 from hce_engine.plan.cuda.ensemble_plan import build_ensemble_plan, largest_ensemble_bucket
+from tests.cuda import split_error
 
 
 def test_layers_are_those_of_networks() -> None:
@@ -87,7 +89,11 @@ def test_turns_are_counted_and_checked(device: str, monkeypatch: pytest.MonkeyPa
         ffma.check(64, 4, 2, 2, device)
 
 
-def test_bounds_of_compensated_modes_are_wider() -> None:
-    factors = [variants.error_factor(name, 144) for name in ("direct", "tf32x3", "bf16x3")]
-    assert factors == sorted(factors) and factors[0] == pytest.approx(146 * 2.0**-24, rel=1e-4) and factors[2] < 1e-3
-    assert set(variants.ROUNDOFF) == set(names.COMPENSATED)
+def test_bounds_of_compensated_modes_are_those_of_the_split_kernels() -> None:
+    assert variants.error_factor("direct", 9, 16) == pytest.approx(146 * 2.0**-24, rel=1e-4)
+    assert set(variants.SPLIT) == set(names.COMPENSATED)
+    for name, (high, both, terms) in variants.SPLIT.items():
+        assert (high, both) == (split_error.HIGH[name], split_error.BOTH[name])
+        one, none = np.ones(1), np.zeros(1)
+        bound = split_error.split_bound(name, 9, 16, one, (none, none), one, 1.0, 2.0 * (terms + 2))  # bias and residual weigh less than products
+        assert bound[0] == pytest.approx(variants.error_factor(name, 9, 16), rel=0.01)
