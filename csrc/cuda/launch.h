@@ -81,12 +81,18 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerSm) Entry(
 
 constexpr int64_t kSharedBytesByDefault = 48 * 1024;
 
-// Raises the limit of shared memory where a kernel needs more than every GPU gives unasked.
+// Raises the limit of shared memory where a kernel needs more than every GPU gives unasked: to what the device has, not to what
+// this launch needs. The limit belongs to the kernel, so a launch of another layer, perhaps on another thread, would lower it
+// for one that is about to start or lies in a captured graph.
 template <class Kernel, class Args>
 Status AllowShared(int64_t shared_bytes) {
   if (shared_bytes <= kSharedBytesByDefault) return cudaSuccess;
-  return cudaFuncSetAttribute(Entry<Kernel, Args>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(shared_bytes));
+  int device = 0, most = 0;
+  Status status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status != cudaSuccess) return status;
+  if (shared_bytes > most) return cudaErrorInvalidValue;
+  return cudaFuncSetAttribute(Entry<Kernel, Args>, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
 }
 
 template <class Kernel, class Args>
