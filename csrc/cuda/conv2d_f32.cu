@@ -35,7 +35,10 @@ constexpr auto kTwoPixels = TileTable<2>(std::make_integer_sequence<int, kConvCh
 
 }  // namespace
 
-int64_t SharedBytes(const ConvF32Args& a) { return int64_t{a.Chunks() > 1 ? 2 : 1} * a.ChunkFloats() * 4; }
+int64_t SharedBytes(const ConvF32Args& a) {
+  const ConvConfig& c = a.config;
+  return int64_t{a.Chunks() > 1 ? 2 : 1} * c.channel_warps * c.chunk_lines * RoundUp4(c.channels) * 4;
+}
 
 const char* Check(const ConvF32Args& a) {
   const ConvConfig& c = a.config;
@@ -51,6 +54,8 @@ const char* Check(const ConvF32Args& a) {
       c.channel_warps * c.pixel_warps > kConvWarps)
     return "1 to 4 warps expected";
   if (c.chunk_lines < 1 || !ValidBlocks(c.blocks)) return "a positive chunk and valid blocks expected";
+  if (int64_t{a.kernel_h} * a.kernel_w * a.group_inputs >= INT32_MAX / 2) return "fewer taps expected";
+  if (int64_t{a.groups} * a.GroupBlocks() > kMaxBlocksY * c.channel_warps) return "fewer outputs expected";
   if (SharedBytes(a) > kMaxSharedBytes) return "a smaller chunk expected: it exceeds shared memory";
   if (int64_t{a.tiles} * a.out_h * a.out_w >= INT32_MAX / 2) return "fewer output pixels expected";
   return nullptr;

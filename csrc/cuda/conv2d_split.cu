@@ -58,6 +58,7 @@ const char* Check(const ConvSplitArgs& a) {
       c.channel_warps * c.pixel_warps > kConvWarps)
     return "1 to 4 warps expected";
   if (!ValidBlocks(c.blocks)) return "valid blocks expected";
+  if (a.Blocks() > kMaxBlocksY * c.channel_warps) return "fewer outputs expected";
   if (int64_t{a.kernel_h} * a.kernel_w * a.TapTerms() > INT32_MAX / 2 || SharedBytes(a) > kMaxTableBytes)
     return "fewer terms of a sum expected: their table exceeds shared memory";
   if (int64_t{a.Steps()} * a.Octets() * kWarp * 4 > INT32_MAX) return "fewer weights expected";

@@ -6,8 +6,6 @@ namespace hce::cuda {
 
 namespace {
 
-constexpr int64_t kMaxBlocksY = 65535;  // of any grid
-
 template <int M, int N, int TM, int TN, bool Whole = true>
 Status LaunchNhwc(const ConvNhwcF32Args& a, Stream stream) {
   using Kernel = ConvNhwcF32<M, N, TM, TN, Whole>;

@@ -23,6 +23,8 @@ namespace hce::cuda {
 constexpr int kGridShares = 64;
 constexpr bool ValidBlocks(int blocks) { return blocks >= -kGridShares; }
 
+constexpr int64_t kMaxBlocksY = 65535;  // of any grid
+
 #if defined(HCE_HOST)
 
 using Stream = void*;

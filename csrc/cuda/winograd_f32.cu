@@ -55,6 +55,7 @@ const char* Check(const WinogradF32Args& a) {
   if (c.channel_groups < 1 || c.tile_groups < 1 || c.channel_groups > kWinogradGroups[c.output] ||
       c.tile_groups > kWinogradGroups[c.output] || c.channel_groups * c.tile_groups > kWinogradGroups[c.output])
     return "fewer groups expected";
+  if (a.Blocks() > kMaxBlocksY * c.channel_groups) return "fewer outputs expected";
   if (c.chunk < 1 || c.chunk > a.inputs || c.chunk > kWinogradChunk || !ValidBlocks(c.blocks))
     return "a chunk of 1 to all input channels, at most 256, and valid blocks expected";
   if (c.tiles == 2 && c.chunk < a.inputs) return "all input channels in one chunk expected, for 2 tiles";

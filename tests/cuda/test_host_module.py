@@ -132,3 +132,23 @@ def test_wrong_arguments_are_value_errors(host_cuda: ModuleType) -> None:
                              limits=(0.0, 1.0), config=(1,) * 6)
     with pytest.raises(ValueError, match="pack_conv_weights"):
         host_cuda.pack_conv_weights(np.zeros((3, 1, 1, 1), np.float32), groups=2, channels=1)
+
+
+ONE: Ref = (128, 0, 0, 0)
+NEVER_READ = {"x": ONE, "weight": 128, "bias": 128, "y": ONE, "residual": None, "limits": (0.0, 1.0)}
+
+
+@pytest.mark.parametrize(("kernel", "message", "arguments"), [
+    ("conv2d_f32", "a smaller chunk", {"shape": (1,) * 12, "config": (1, 1, 4, 1, 1 << 28, 0)}),  # 2^32 floats, 0 in 32 bits
+    ("conv2d_f32", "fewer taps", {"shape": (1, 1, 1, 1 << 15, 1 << 15, *(1,) * 7), "config": (1, 1, 1, 1, 1, 0)}),
+    ("conv2d_f32", "fewer outputs", {"shape": (*(1,) * 9, 1 << 16, 1, 1), "config": (1, 1, 1, 1, 1, 0)}),
+    ("winograd_f32", "fewer outputs", {"shape": (1, 2, 2, 1, 1 << 16), "config": (2, 1, 1, 1, 1, 1, 0)}),
+    ("conv2d_bf16x3", "fewer outputs",
+     {"x_split": False, "split": None, "factor": 1.0, "shape": (*(1,) * 10, 8 << 16), "config": (1, 1, 1, 0)}),
+])  # fmt: skip
+def test_what_only_a_gpu_would_refuse_is_refused(
+    host_cuda: ModuleType, kernel: str, message: str, arguments: dict[str, object]
+) -> None:
+    """Shared memory whose size overflows, and grids of more than 65535 blocks along y; nothing is read before."""
+    with pytest.raises(ValueError, match=f"{kernel}: {message}"):
+        getattr(host_cuda, kernel)(0, 0, **NEVER_READ, **arguments)
