@@ -115,6 +115,25 @@ device_function Float2 LoadReadOnly(const Float2* p) {
 #endif
 }
 
+// To global memory, as one access. An assignment, of a float4 too, may become four stores of 32 bits, 16 bytes apart from lane
+// to lane: nvcc takes structures apart and does not always put them together again.
+device_function void Store(Float4* to, const Float4& v) {
+#if defined(HCE_HOST)
+  *to = v;
+#else
+  asm volatile("st.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(to)), "f"(v.x), "f"(v.y), "f"(v.z),
+               "f"(v.w)
+               : "memory");
+#endif
+}
+device_function void Store(Float2* to, const Float2& v) {
+#if defined(HCE_HOST)
+  *to = v;
+#else
+  asm volatile("st.global.v2.f32 [%0], {%1,%2};" ::"l"(__cvta_generic_to_global(to)), "f"(v.x), "f"(v.y) : "memory");
+#endif
+}
+
 #if defined(HCE_HOST)
 // The copies that this thread has started. A group is copied when it is waited for and not before: a kernel that reads
 // too early finds what was there.

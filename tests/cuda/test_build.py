@@ -170,6 +170,19 @@ def test_the_loops_of_split_operands(
             assert loads == (36 if form.endswith("Lb1") else 12 if form == "E0ELb0" else 20)
 
 
+def test_lines_are_stored_by_wide_accesses(
+    extension: Path, cuobjdump: str, resources: dict[tuple[str, str], dict[str, int]]
+) -> None:
+    """Four images of a lane, or two where a map is split: never one, which would be four times the accesses to the same bytes."""
+    some = r"Conv2dSplit\S+ELi4E|Conv2dF32ILi2ELi8E|6AddF32|FlattenF32|PoolKindE0E"
+    for target in sorted(TARGETS):
+        kernels = [k for t, k in resources if t == target and re.search(some, k)]
+        assert len(kernels) == 5 + 4
+        stores = [rest for _, opcode, rest in _instructions(cuobjdump, extension, target, ",".join(kernels)) if opcode == "STG"]
+        assert len(stores) >= 2 * len(kernels)
+        assert not [rest for rest in stores if not re.match(r"\.E\.(128|64) ", rest)], target
+
+
 def test_what_rounds_twice_is_not_contracted(
     extension: Path, cuobjdump: str, resources: dict[tuple[str, str], dict[str, int]]
 ) -> None:

@@ -287,9 +287,9 @@ struct Conv2dSplit {
   }
   static device_function void StoreRun(float* to, const float* v) {
     if constexpr (kRun == 2)
-      *reinterpret_cast<Float2*>(to) = {v[0], v[1]};
+      Store(reinterpret_cast<Float2*>(to), {v[0], v[1]});
     else
-      *reinterpret_cast<Float4*>(to) = {v[0], v[1], v[2], v[3]};
+      Store(reinterpret_cast<Float4*>(to), {v[0], v[1], v[2], v[3]});
   }
 };
 

@@ -28,7 +28,7 @@ device_function auto* At(const M& map, const Piece& p, int offset = 0) {
   return map.data + p.tile * map.tile + (p.i * map.row + p.j * map.pixel + p.lane + offset);
 }
 device_function Float4 Load4(const float* p) { return *reinterpret_cast<const Float4*>(p); }
-device_function void Store4(float* p, const Float4& v) { *reinterpret_cast<Float4*>(p) = v; }
+device_function void Store4(float* p, const Float4& v) { Store(reinterpret_cast<Float4*>(p), v); }
 
 struct AddF32 {
   static constexpr int kThreads = 256;
