@@ -279,6 +279,9 @@ device_function uint32_t Ballot([[maybe_unused]] Context& ctx, bool predicate) {
 // where a pair "2t.." is elements 2t (low half) and 2t + 1 (high half) along K. Products are exact; the hardware's sum
 // rounds in ways that are not documented, the host's is the correctly rounded one. So these are compared within a
 // bound.
+//
+// All lanes must execute the same mma. A compiler that took it for arithmetic could move it to where its result is used, which
+// may be a branch that some lanes take; `volatile` forbids it.
 
 // A float as the nearest TF32 value (10 bits of fraction), half away from zero; the bits of a float.
 device_function uint32_t ToTf32(float v) {
@@ -375,7 +378,7 @@ device_function void MmaTf32([[maybe_unused]] Context& ctx, float (&d)[4], const
 #if defined(HCE_HOST)
   HostMma<8, 1>(ctx, d, a, b, [](uint32_t word, int) { return FromBits(word & 0xffffe000u); });
 #else
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
@@ -387,7 +390,7 @@ device_function void MmaF16([[maybe_unused]] Context& ctx, float (&d)[4], const 
 #if defined(HCE_HOST)
   HostMma<16, 2>(ctx, d, a, b, [](uint32_t word, int half) { return HalfToFloat(word >> (16 * half) & 0xffffu); });
 #else
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
@@ -399,7 +402,7 @@ device_function void MmaBf16([[maybe_unused]] Context& ctx, float (&d)[4], const
 #if defined(HCE_HOST)
   HostMma<16, 2>(ctx, d, a, b, [](uint32_t word, int half) { return BfloatToFloat(word >> (16 * half) & 0xffffu); });
 #else
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
