@@ -84,11 +84,13 @@ def _loader(pixels: Tensor, input: Tensor, constants: Constants, compiled: bool)
     held = None if constants is None else [torch.from_numpy(c.reshape(1, -1, 1, 1).copy()).to(pixels.device) for c in constants]
 
     def normalised(images: Tensor) -> Tensor:
-        x = images.permute(0, 3, 1, 2) if images.dtype == torch.uint8 else images
+        x = images.permute(0, 3, 1, 2) if pixels.dtype == torch.uint8 else images
         x = x.float()
         return (x if held is None else x * held[0] + held[1]).to(input.dtype)
 
-    convert = torch.compile(normalised, fullgraph=True, dynamic=False) if compiled else normalised
+    convert: Callable[[Tensor], Tensor] = normalised
+    if compiled:  # as a trace, for the reason that peers/torch_compile.py gives
+        convert = torch.compile(torch.fx.symbolic_trace(normalised), fullgraph=True, dynamic=False)
 
     def load() -> None:
         input.copy_(convert(pixels))
