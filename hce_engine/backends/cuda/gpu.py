@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from threading import RLock
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ OLDEST = (8, 0)  # compute capability: int8 tensor cores as the kernels use them
 # is told (seen in compiled code): the quantized member would not be exact.
 CONTRACTED = (10, 0)
 EXACT_TRITON = (3, 7)
+# Waiting for a whole device is not allowed while any thread captures on it, whatever the mode (CUDA Programming Guide, CUDA
+# Graphs, on what stream capture prohibits): engines of this process take turns.
+_ALONE = RLock()
+_FAILED: list[torch.cuda.CUDAGraph] = []  # torch's allocator of pinned memory may ask them for as long as the process lives
 
 
 def missing() -> str | None:
@@ -89,14 +94,11 @@ class GpuRuntime(Runtime):
 
     def graph(self, run: Callable[[], None], stream: Any) -> Callable[[], None]:
         before = self.current()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Other threads may use CUDA meanwhile: the capture concerns this one alone.
-            with torch.cuda.device(self.index), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                run()
-        finally:
-            if self.current() != before:  # a capture that fails leaves its own stream behind
-                with torch.cuda.device(self.index):
+        with _ALONE, torch.cuda.device(self.index):
+            try:
+                graph = self._captured(run, stream)
+            finally:
+                if self.current() != before:  # a capture that fails leaves its own stream behind
                     torch.cuda.set_stream(before)
 
         def replay() -> None:
@@ -105,8 +107,31 @@ class GpuRuntime(Runtime):
 
         return replay
 
+    def _captured(self, run: Callable[[], None], stream: Any) -> torch.cuda.CUDAGraph:
+        """Until 2.12 torch does not notice the end of a capture that CUDA refuses to end: its allocator asserts that none is under
+        way when the next one begins, and its generator of random numbers waits for the end. Both are told here."""
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        mark = torch.zeros(1, device=self.device)
+        try:
+            # Other threads may use CUDA meanwhile: the capture concerns this one alone.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                run()
+        except BaseException:
+            _FAILED.append(graph)
+            with suppress(RuntimeError):  # of a newer torch, which knows, or of a device that is lost
+                torch._C._cuda_endAllocateToPool(self.index, pool)
+            with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+                mark.zero_()  # a capture that ends
+            raise
+        return graph
+
+    def capturing(self) -> bool:
+        with torch.cuda.device(self.index):
+            return torch.cuda.is_current_stream_capturing()
+
     def synchronize(self) -> None:
-        torch.cuda.synchronize(self.index)
+        with _ALONE:
+            torch.cuda.synchronize(self.index)
 
     def partition(self, share: float) -> Partition:
         """Green contexts, which live as long as this object: creating them takes longer than a run."""
