@@ -216,18 +216,7 @@ class Engine:
             raise InputError("images", expected="a tensor on the CPU", got=f"a tensor on {images.device}",
                              fix="move it with .cpu(), or make the engine with device='cuda'")
         check_tensor(images, self.input)
-        self._require_no_capture(images)
         return self._cuda.run(images.detach(), ensemble_only=ensemble_only)
-
-    @staticmethod
-    def _require_no_capture(images: torch.Tensor) -> None:
-        """A run waits for the one before, which no capture contains: CUDA would end the capture, and the engine with it."""
-        cuda = sys.modules["torch"].cuda
-        with cuda.device(images.device):
-            capturing = cuda.is_current_stream_capturing()
-        if capturing:
-            raise UnsupportedError("engine", expected="a stream that no CUDA graph is captured from", got="one that is captured",
-                                   fix="capture the rest; what an engine replays is a CUDA graph already")
 
 
 def load(

@@ -229,7 +229,7 @@ def test_memory_is_counted_before_it_is_taken(cuda_device: str, monkeypatch: pyt
 
 
 def test_large_maps_make_small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "Interpreted", lambda: type("Nothing", (), {"device": "cpu", "gpu": None})())
+    monkeypatch.setattr(backends, "Interpreted", lambda: type("Nothing", (), {"device": "cpu", "gpu": None, "drain": lambda nothing: None})())
     b = GraphBuilder((64, 512, 512), seed=1)
     pooled = b.add("qglobal_avg_pool", [b.qconv("image", 64)], {"multiplier": 2.0**-18, "qmin": 0, "qmax": 255})
     assert CudaBackend(b.finish(pooled), "cpu").max_batch == 64

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hce_engine import Engine
 from hce_engine.artifact import Artifact
-from hce_engine.errors import GraphError, InputError, UnsupportedError
+from hce_engine.errors import GraphError, InputError
 from hce_engine.preprocess import InputSpec
 from tests.backends.graphs import GraphBuilder, pixels
 
@@ -61,28 +59,3 @@ def test_a_graph_without_an_input_is_refused() -> None:
 def test_a_graph_for_other_images_is_refused() -> None:
     with pytest.raises(InputError, match="f32"):
         Engine(_artifact("float32_nchw"), threads=1)
-
-
-@pytest.mark.parametrize("capturing", [False, True])
-def test_a_stream_under_capture_is_refused_before_anything_is_queued(capturing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a tensor that only says that it is on a GPU."""
-    engine, ran = Engine(_artifact(), threads=1), []
-
-    class Backend:
-        def run(self, images: torch.Tensor, *, ensemble_only: bool) -> dict[str, torch.Tensor]:
-            ran.append(tuple(images.shape))
-            return {"ensemble": images}
-
-    entered: list[torch.device] = []
-    monkeypatch.setattr(engine, "_cuda", Backend())
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(entered.append(device)))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    with FakeTensorMode():
-        images = torch.empty((2, 4, 5, 3), dtype=torch.uint8, device="cuda")
-        if capturing:
-            with pytest.raises(UnsupportedError, match="one that is captured"):
-                engine(images)
-        else:
-            engine(images)
-    assert ran == [(2, 4, 5, 3)] * (not capturing)
-    assert entered == [images.device]

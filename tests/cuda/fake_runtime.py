@@ -166,6 +166,9 @@ class FakeRuntime(Runtime):
             raise UnsupportedError("green contexts", expected="a driver that makes them", got="one of 2019", fix="do without")
         return self._cuts.setdefault(share, FakePartition(self, share))
 
+    def capturing(self) -> bool:
+        return self._capturing is not None
+
     def graph(self, run: Callable[[], None], stream: Any) -> Callable[[], None]:
         assert self._capturing is None
         self._capturing, self._captured = [], {stream}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,32 @@ def test_a_turn_waits_for_the_last_one() -> None:
         run_on(backend, runtime.stream(), images)
 
 
+def test_a_stream_under_capture_is_refused_before_anything_is_queued(tmp_path: Path) -> None:
+    runtime = FakeRuntime()
+    backend = warm(runtime)
+    calls = (lambda: backend.run(pixels(2)), lambda: backend.run(torch.from_numpy(pixels(2))), lambda: backend.warm_up([1]),
+             lambda: backend.trace(pixels(2), tmp_path / "trace.json"))
+    before = runtime.operations
+    for call in calls:
+        with pytest.raises(UnsupportedError, match="one that is captured"):
+            runtime.graph(call, runtime.stream())
+    assert runtime.operations == before
+    same(backend.run(pixels(2)), pixels(2))  # and the engine lives
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_memory_is_freed_after_the_last_run_is_over(lost: bool) -> None:
+    runtime = FakeRuntime()
+    backend = warm(runtime)
+    run_on(backend, runtime.stream(), torch.from_numpy(pixels(3)))
+    last = runtime.history[-1].bit
+    assert not last & runtime.host.past
+    runtime.fail = runtime.operations if lost else None
+    del backend
+    gc.collect()
+    assert bool(last & runtime.host.past) is not lost
+
+
 def test_threads_take_turns() -> None:
     runtime = FakeRuntime()
     backend = FakeBackend(runtime)
@@ -219,7 +246,8 @@ def refuses(backend: FakeBackend, tmp_path: Path) -> None:
 
 def test_an_error_anywhere_ends_the_engine(tmp_path: Path) -> None:
     runtime = FakeRuntime()
-    FakeBackend(runtime).run(pixels(11))
+    backend = FakeBackend(runtime)
+    backend.run(pixels(11))
     total = runtime.operations
     assert total > 100
     for fail in range(1, total + 1):
@@ -233,7 +261,8 @@ def test_an_error_anywhere_ends_the_engine(tmp_path: Path) -> None:
 def test_an_error_while_modes_are_compared_ends_the_engine(tmp_path: Path) -> None:
     """Also where a single share may be refused: the device is asked whether it lives."""
     runtime = FakeRuntime()
-    FakeBackend(runtime, "auto").warm_up([4])
+    backend = FakeBackend(runtime, "auto")
+    backend.warm_up([4])
     for fail in range(1, runtime.operations, 19):
         backend = FakeBackend(FakeRuntime(fail=fail), "auto")
         with pytest.raises(UnsupportedError, match="run without errors"):
@@ -244,7 +273,8 @@ def test_an_error_while_modes_are_compared_ends_the_engine(tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, MemoryError])
 def test_what_is_no_error_of_cuda_ends_a_call_alone(kind: type[BaseException]) -> None:
     runtime = FakeRuntime()
-    warm(runtime).run(pixels(11))
+    backend = warm(runtime)
+    backend.run(pixels(11))
     total = runtime.operations
     for fail in range(1, total + 1):
         runtime = FakeRuntime()

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 from types import ModuleType
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -58,7 +59,8 @@ class CudaBackend:
     ``run`` is safe to call from several threads; calls take turns. Images and logits of host arrays are staged in pinned
     memory, and those of arrays longer than a bucket move while other chunks are computed (transfers.py). A CUDA error ends the
     use of this object: the context is then in an unknown state, and every later call says so. Raises UnsupportedError for what
-    no kernel runs, without a GPU, and for a bucket that does not fit into free memory (before anything is allocated).
+    no kernel runs, without a GPU, for a bucket that does not fit into free memory (before anything is allocated), and for calls
+    on a stream that a CUDA graph is captured from: a run waits for the one before, which no capture contains.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class CudaBackend:
                              fix="choose one")
         made = Interpreted if device == "cpu" else gpu.GpuRuntime
         self.runtime: Runtime = device if isinstance(device, Runtime) else made()
+        finalize(self, self.runtime.drain).atexit = False
         self.graph, self.poison = graph, poison
         self.layout, self.convolution, self.arithmetic = layout, convolution, arithmetic
         self.constants = Constants(self.runtime.device)
@@ -157,7 +160,7 @@ class CudaBackend:
         return [
             {"members": list(members), "images": size, "mode": bucket.way.mode,
              "timing": None if bucket.timing is None else bucket.timing.to_json()}
-            for (members, size), bucket in self._buckets.items()
+            for (members, size), bucket in list(self._buckets.items())  # others may add to them meanwhile
         ]
 
     def _chunks(self, images: int) -> list[int]:
@@ -293,10 +296,15 @@ class CudaBackend:
 
     @contextmanager
     def _use(self) -> Iterator[None]:
-        """One call at a time, its errors translated. What is allocated here outlives the call, so it must not become an
-        inference tensor of a caller in ``torch.inference_mode``, which no later call could write."""
+        """One call at a time, its errors translated, on the engine's device: Triton launches on the one that is current. What is
+        allocated here outlives the call, so it must not become an inference tensor of a caller in ``torch.inference_mode``, which
+        no later call could write."""
         with self._lock, self._faults, torch.inference_mode(False), torch.no_grad():
-            yield
+            if self.runtime.capturing():
+                raise UnsupportedError("engine", expected="a stream that no CUDA graph is captured from", got="one that is captured",
+                                       fix="capture the rest; what an engine replays is a CUDA graph already")
+            with self.runtime.use(self.runtime.current()):
+                yield
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

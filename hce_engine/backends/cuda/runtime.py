@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,7 +74,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def use(self, stream: Stream) -> AbstractContextManager[object]:
-        """Makes it the current one of the calling thread."""
+        """Makes it the current one of the calling thread, and its device the current device."""
 
     @abstractmethod
     def event(self, timing: bool = False) -> Event: ...
@@ -90,6 +90,10 @@ class Runtime(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Waits for all work of the device. Raises what CUDA has to say by then."""
+
+    def capturing(self) -> bool:
+        """Whether someone captures a graph from the current stream."""
+        return False
 
     def partition(self, share: float) -> Partition:
         """Multiprocessors cut in two, of which the first group has about ``share``. Raises UnsupportedError where a device or
@@ -115,6 +119,13 @@ class Runtime(ABC):
     def end(self) -> None:
         """Notes the end of a run on the current stream."""
         self._last.record(self.current())
+
+    def drain(self) -> None:
+        """The host waits for the last run. It does so before memory is freed: an allocator knows on which stream memory was taken,
+        not which others a run used it on. Nothing is raised: there is nobody to tell."""
+        with suppress(Exception):
+            if not self.capturing():
+                self._last.synchronize()
 
     def warm(self, run: Callable[[], None]) -> None:
         """Runs ``run`` once, so that everything is compiled and loaded."""
