@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import count
 from threading import Event, Thread
 from typing import Any
 
@@ -82,7 +83,7 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Tor
 
 def runtime() -> GpuRuntime:
     made = object.__new__(GpuRuntime)
-    made.index, made.device = 3, "cpu"  # where tensors can be made here
+    made.index, made.device, made._partitions = 3, "cpu", {}  # cpu: where tensors can be made here
     return made
 
 
@@ -151,3 +152,26 @@ def test_capturing_is_asked_of_the_engines_device(cuda: Torch) -> None:
     cuda.stream = "capturing"
     assert runtime().capturing()
     assert set(cuda.entered) == {3}
+
+
+def test_engines_share_green_contexts_and_no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, float]] = []
+    handles = count(100)
+
+    class Contexts:
+        sizes = (64, 68)
+
+        def __init__(self, device: int, share: float) -> None:
+            made.append((device, share))
+
+        def new_stream(self, side: int) -> int:
+            return next(handles)
+
+    monkeypatch.setattr(gpu, "_CUTS", {})
+    monkeypatch.setattr(gpu, "GreenContexts", Contexts)
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda handle, device: (handle, device))
+    one, two = runtime(), runtime()
+    streams = [r.partition(share).stream(side, 0) for share in (0.5, 0.25) for r in (one, two, one) for side in (0, 1)]
+    assert made == [(3, 0.5), (3, 0.25)]
+    assert len(set(streams)) == 8 and streams[:2] == streams[4:6]
+    assert {device for _, device in streams} == {3}

@@ -25,6 +25,7 @@ EXACT_TRITON = (3, 7)
 # Waiting for a whole device is not allowed while any thread captures on it, whatever the mode (CUDA Programming Guide, CUDA
 # Graphs, on what stream capture prohibits): engines of this process take turns.
 _ALONE = RLock()
+_CUTS: dict[tuple[int, float], GreenContexts] = {}  # by device and share, for all engines: they are never given back
 _FAILED: list[torch.cuda.CUDAGraph] = []  # torch's allocator of pinned memory may ask them for as long as the process lives
 
 
@@ -134,9 +135,12 @@ class GpuRuntime(Runtime):
             torch.cuda.synchronize(self.index)
 
     def partition(self, share: float) -> Partition:
-        """Green contexts, which live as long as this object: creating them takes longer than a run."""
+        """Green contexts of the process, and streams of our own: a stream that one engine captures from is no other's to use."""
         if share not in self._partitions:
-            self._partitions[share] = GreenPartition(GreenContexts(self.index, share), self.index)
+            with _ALONE:
+                if (self.index, share) not in _CUTS:
+                    _CUTS[self.index, share] = GreenContexts(self.index, share)
+            self._partitions[share] = GreenPartition(_CUTS[self.index, share], self.index)
         return self._partitions[share]
 
 
