@@ -2,6 +2,7 @@
 
 The provider computes on a stream of ours that waits for the current one before and is waited for behind, and is told not to wait for
 the GPU by itself (``user_compute_stream``, ``disable_synchronize_execution_providers``: its documentation on CUDA graphs and streams).
+Versions before microsoft/onnxruntime#28686 (May 2026) wait at every replay all the same.
 """
 
 from __future__ import annotations
