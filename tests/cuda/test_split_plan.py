@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hce_engine as hce
-from hce_engine import _cuda_native, artifact
+from hce_engine import artifact
 from hce_engine.arithmetic import ARITHMETICS, SPLIT_ARITHMETICS
 from hce_engine.backends import reference
 from hce_engine.backends.cuda.backend import CudaBackend
@@ -33,16 +33,6 @@ from .split_error import HIGH, measure
 
 SHAPE = (3, 4, 3)
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
-
-
-@pytest.fixture(scope="module")
-def extension(host_cuda: ModuleType) -> ModuleType:
-    if not torch.cuda.is_available():
-        return host_cuda
-    present, reason = _cuda_native.available()
-    if not present:
-        pytest.skip(reason)
-    return _cuda_native.extension()
 
 
 def run(graph: Graph, images: np.ndarray, extension: ModuleType, arithmetic: str) -> dict[str, np.ndarray]:
